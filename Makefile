@@ -1,0 +1,68 @@
+# Every target sets itself up: a virtual environment in .venv, torch first, then this package.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+PLAIN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+
+# apt-get install for root or passwordless sudo; fails quietly where neither is at hand.
+APT := sh -c 'command -v apt-get >/dev/null || exit 1; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else exit 1; fi; \
+	$$sudo apt-get update -qq >/dev/null && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" >/dev/null' apt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup system demo test test-slow lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	|| sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
+
+setup: system $(DEV) ## make .venv with the package and its development tools
+
+system: ## install flite, the speech synthesiser, where apt-get allows it
+	@command -v flite >/dev/null || { echo "installing flite"; $(APT) flite; } \
+	|| echo "flite is missing and cannot be installed here: tests and training on synthetic speech are skipped"
+
+demo: $(PLAIN) ## render the bundled avatar and dialogue to demo.mp4
+	$(BIN)/streamavatar demo
+
+test: system lint ## all quick checks: ruff, mypy, import directions, pytest
+	$(BIN)/python -m pytest
+
+test-slow: system $(DEV) ## the tests that take minutes
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(DEV) ## ruff, mypy and import directions alone
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(PLAIN) ## measure the speed on this machine
+	$(BIN)/streamavatar bench
+
+clean: ## remove .venv, caches, builds and the demo
+	rm -rf $(VENV) build dist demo.mp4 demo.json .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	|| { echo "$(PYTHON) is missing or older than 3.10: run make with PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "installing python3-venv"; $(APT) python3-venv; } \
+	|| { echo "$(PYTHON) cannot make virtual environments: install the package python3-venv as root"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(PLAIN): pyproject.toml | $(BIN)/python
+	@echo "installing torch and streamavatar into $(VENV) (minutes, once)"
+	@$(PIP) "$(TORCH)"
+	@$(PIP) -e .
+	@touch $@
+
+$(DEV): $(PLAIN)
+	@echo "installing the development tools into $(VENV)"
+	@$(PIP) -e ".[dev]"
+	@touch $@

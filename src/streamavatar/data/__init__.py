@@ -1,0 +1,1 @@
+"""Training data: clips, and what training reads of them (latents, audio features, truth)."""

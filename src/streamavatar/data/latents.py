@@ -1,0 +1,68 @@
+"""Clips as training reads them: latents, audio features, mouth weights and truth, in shards of safetensors."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from streamavatar.errors import UserError
+from streamavatar.models.audio import AFTER, BEFORE
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """N clips of T latents (F frames).
+
+    Attributes:
+        latents: float16 [N, C, T, h, w].
+        talk, listen: masked features of frames -BEFORE .. F + AFTER - 1, float16 [N, F + BEFORE + AFTER, feature_dim].
+        mouth: share of each latent cell that the mouth covers, float16 [N, T, h, w].
+        opening: true mouth opening per frame, float16 [N, F].
+        state: 0 idle, 1 listening, 2 talking, 3 both, per frame, int8 [N, F].
+    """
+
+    latents: Tensor
+    talk: Tensor
+    listen: Tensor
+    mouth: Tensor
+    opening: Tensor
+    state: Tensor
+
+    first_frame = -BEFORE
+
+    def __len__(self) -> int:
+        return self.latents.shape[0]
+
+    def take(self, index: Tensor) -> LatentSet:
+        """A batch, float32 but for `state`."""
+        values = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        return LatentSet(**{name: v if name == "state" else v.float() for name, v in values.items()})
+
+    def save(self, path: Path) -> None:
+        """Write beside, then rename: a shard is whole or absent."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        save_file({f.name: getattr(self, f.name).contiguous() for f in fields(self)}, temporary)
+        os.replace(temporary, path)
+
+    @staticmethod
+    def load(folder: Path) -> LatentSet:
+        """All shards of a folder, in name order.
+
+        Raises:
+            UserError: if there is none.
+        """
+        shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+        if not shards:
+            raise UserError(f"{folder}: no latent shards; run the stage that makes them first")
+        return LatentSet(**{name: torch.cat([s[name] for s in shards]) for name in shards[0]})
+
+
+def feature_frames(frames: int) -> int:
+    """How many feature rows a clip of `frames` frames needs."""
+    return frames + BEFORE + AFTER

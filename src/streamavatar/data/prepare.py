@@ -1,0 +1,140 @@
+"""From seeds to what training reads: rendered clips, and shards of latents and features. Resumable, shard by shard."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamavatar.data.latents import LatentSet, feature_frames
+from streamavatar.geometry import Geometry
+from streamavatar.models.audio import AFTER, BEFORE
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.seeds import seed_for
+from streamavatar.synth.clips import Clip, clip_stream
+
+SHARD = 32
+Tell = Callable[[int, int], None]
+"""(shards done, shards in all)."""
+
+
+def mouth_cells(boxes: np.ndarray, geometry: Geometry) -> Tensor:
+    """How much of each latent cell the mouth covers, over the frames of the latent.
+
+    Args:
+        boxes: x0, y0, x1, y1 in pixels per frame, [F, 4].
+
+    Returns:
+        [T, h, w] in 0..1.
+    """
+    stride = geometry.spatial_stride
+    edges = [np.arange(n) * stride for n in (geometry.latent_width, geometry.latent_height)]
+    cover = []
+    for low, high, edge in ((boxes[:, 0], boxes[:, 2], edges[0]), (boxes[:, 1], boxes[:, 3], edges[1])):
+        overlap = np.minimum(high[:, None], edge + stride) - np.maximum(low[:, None], edge)
+        cover.append(np.clip(overlap, 0, stride) / stride)
+    area = torch.from_numpy(cover[1][:, :, None] * cover[0][:, None, :]).float()
+    latents = geometry.latents_of(len(boxes))
+    return torch.stack([area[list(geometry.latent_frames(k))].amax(0) for k in range(latents)])
+
+
+def clip_latents(model: AvatarModel, clip: Clip) -> LatentSet:
+    """One clip, rendered with `AFTER` frames to spare, as a set of one."""
+    geometry = model.config.geometry
+    size = model.audio.encoder.frame_samples
+    frames = len(clip.frames) - AFTER
+    lead = (model.audio.history + BEFORE) * size
+    lanes = [
+        torch.from_numpy(np.concatenate((before, lane)))[None, len(before) - lead :]
+        for before, lane in ((clip.agent_before, clip.agent), (clip.user_before, clip.user))
+    ]
+    with torch.no_grad():
+        talk, listen = model.audio.features(*lanes)
+        pixels = torch.from_numpy(clip.frames[:frames]).float().div(127.5).sub(1).permute(3, 0, 1, 2)[None]
+        latents = model.codec.encode(pixels)
+    assert talk.shape[1] == feature_frames(frames)
+    return LatentSet(
+        latents=latents.half(),
+        talk=talk.half(),
+        listen=listen.half(),
+        mouth=mouth_cells(clip.landmarks["mouth"][:frames], geometry)[None].half(),
+        opening=torch.from_numpy(clip.performance.mouth_open[:frames])[None].half(),
+        state=torch.from_numpy(clip.performance.state[:frames])[None].to(torch.int8),
+    )
+
+
+def clips_of(seed: int, shard: int, count: int, frames: int, geometry: Geometry) -> Iterator[Clip]:
+    """The clips of one shard, the same on every machine."""
+    stream = clip_stream(seed_for(seed, "clips", shard), frames=frames + AFTER, size=geometry.height)
+    return islice(stream, count)
+
+
+def _latent_shard(folder: Path, model_folder: Path, seed: int, shard: int, frames: int) -> None:
+    torch.set_num_threads(1)
+    model = AvatarModel.load(model_folder)
+    sets = [clip_latents(model, clip) for clip in clips_of(seed, shard, SHARD, frames, model.config.geometry)]
+    names = LatentSet.__dataclass_fields__
+    LatentSet(**{n: torch.cat([getattr(s, n) for s in sets]) for n in names}).save(_shard_path(folder, shard))
+
+
+def _shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"clips-{shard:05d}.safetensors"
+
+
+def make_latents(
+    folder: Path, model_folder: Path, *, seed: int, clips: int, frames: int, workers: int, tell: Tell
+) -> None:
+    """Make the shards of `clips` clips (rounded up to whole shards) that are not there yet."""
+    shards = range(-(-clips // SHARD))
+    missing = [s for s in shards if not _shard_path(folder, s).exists()]
+    tasks = [(folder, model_folder, seed, s, frames) for s in missing]
+    _in_processes(_latent_shard, tasks, workers, lambda done: tell(len(shards) - len(missing) + done, len(shards)))
+
+
+def _frames_part(path: Path, geometry: Geometry, seed: int, part: int, count: int, frames: int) -> None:
+    pictures, mouths = [], []
+    for clip in clips_of(seed, part, count, frames, geometry):
+        pictures.append(clip.frames[:frames])
+        mouths.append(mouth_cells(clip.landmarks["mouth"][:frames], geometry).numpy())
+    temporary = path.with_suffix(".partial.npz")
+    np.savez(temporary, frames=np.stack(pictures), mouths=np.stack(mouths))
+    os.replace(temporary, path)
+
+
+def make_frames(
+    folder: Path, geometry: Geometry, *, seed: int, clips: int, frames: int, workers: int, tell: Tell
+) -> tuple[np.ndarray, Tensor]:
+    """Rendered clips for the codec: uint8 [N, F, H, W, 3] and mouth cells [N, T, h, w]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = range(-(-clips // SHARD))
+    paths = [folder / f"frames-{p:05d}.npz" for p in parts]
+    tasks = [
+        (path, geometry, seed, p, SHARD, frames) for p, path in zip(parts, paths, strict=True) if not path.exists()
+    ]
+    _in_processes(_frames_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
+    loaded = [np.load(path) for path in paths]
+    mouths = torch.from_numpy(np.concatenate([part["mouths"] for part in loaded]))
+    return np.concatenate([part["frames"] for part in loaded]), mouths
+
+
+def _in_processes(work: Callable[..., None], tasks: list[tuple], workers: int, tell: Callable[[int], None]) -> None:
+    """Run `work(*task)` for all tasks in fresh processes; the first error stops the rest."""
+    if not tasks:
+        tell(0)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures: list[Future[None]] = [pool.submit(work, *task) for task in tasks]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                tell(done)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

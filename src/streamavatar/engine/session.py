@@ -1,0 +1,231 @@
+"""A live avatar: push audio, get frames with their audio, chunk by chunk, for as long as audio comes.
+
+The session owns all state that changes: cache, decoder state, lanes and clock. The noise of a chunk depends on the
+seed and the chunk's number alone, so what is shown does not depend on how the audio was cut or on what else runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from streamavatar.engine.lane import Lane, Samples
+from streamavatar.engine.pipeline import Pipeline
+from streamavatar.engine.telemetry import Telemetry
+from streamavatar.errors import UserError
+from streamavatar.models.audio import AFTER, BEFORE, latent_window
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.models.codec import DecoderState
+from streamavatar.models.transformer import Conditions
+from streamavatar.rollout import Passes, make_chunk, prime
+from streamavatar.seeds import seed_for
+
+LANES = ("agent", "user")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One chunk as it is shown and heard.
+
+    Attributes:
+        frames: uint8 RGB [F, H, W, 3]; 12, or fewer at the very end.
+        audio: the agent's own samples of these frames, float32 [F * rate / fps]; silence where the agent has none.
+        chunk: its number, from 1.
+    """
+
+    frames: NDArray[np.uint8]
+    audio: Samples
+    chunk: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a chunk needs from the lanes: 16 kHz windows for the features, own samples for the output."""
+
+    chunk: int
+    agent: Samples
+    user: Samples
+    audio: Samples
+    frames: int
+    complete: float
+
+
+class Session:
+    """See the module's docstring. Make one with `Avatar.session`.
+
+    Args:
+        model: shared weights, in evaluation mode.
+        pipeline: shared workers.
+        reference: uint8 RGB [H, W, 3] of the model's size.
+        agent_rate, user_rate: of the audio to be pushed, in Hz; multiples of the frame rate.
+        lanes: those that will be pushed; the others are silent and never waited for.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        model: AvatarModel,
+        pipeline: Pipeline,
+        reference: NDArray[np.uint8],
+        *,
+        agent_rate: int = 16000,
+        user_rate: int = 16000,
+        lanes: Sequence[str] = LANES,
+        seed: int = 0,
+    ) -> None:
+        if unknown := set(lanes) - set(LANES):
+            raise UserError(f"unknown lane {min(unknown)!r}; lanes are 'agent' and 'user'")
+        geometry, audio = model.config.geometry, model.config.audio
+        self.model, self.pipeline, self.seed = model, pipeline, seed
+        self.telemetry = Telemetry()
+        self.agent_rate = agent_rate
+        self._lanes = {
+            name: Lane(rate, audio.sample_rate, geometry.fps)
+            for name, rate in zip(LANES, (agent_rate, user_rate), strict=True)
+        }
+        for name in set(LANES) - set(lanes):
+            self._lanes[name].close()
+        weight = model.transformer.head.head.weight
+        self._dtype, self._device = weight.dtype, weight.device
+        self._chunk = 0
+        self._in_flight: deque[Future[Output]] = deque()
+        self._passes = Passes.of(model.config)
+        self._cache = model.ring_cache()
+        self._reference, self._decoder_state = pipeline.call(lambda: self._start(reference))
+
+    # public ----------------------------------------------------------------------------------------
+
+    def push(self, agent: ArrayLike | None = None, user: ArrayLike | None = None) -> Iterator[Output]:
+        """Add audio to the lanes and get what can be shown now.
+
+        A chunk is made once every open lane has its audio and two frames (80 ms) more. Audio is taken at once, also
+        if the iterator is not read; what is not read now comes with the next call.
+
+        Args:
+            agent, user: mono float samples [S] at the lane's rate, or nothing.
+
+        Raises:
+            UserError: if a lane is closed or the samples are not finite mono floats.
+        """
+        for name, samples in (("agent", agent), ("user", user)):
+            if samples is not None:
+                self._lanes[name].push(samples)
+        return self._drain()
+
+    def close_lane(self, name: str) -> None:
+        """No more audio will come on this lane; it is silent from its end on and is no longer waited for."""
+        if name not in LANES:
+            raise UserError(f"unknown lane {name!r}; lanes are 'agent' and 'user'")
+        self._lanes[name].close()
+
+    def finish(self) -> Iterator[Output]:
+        """Close all lanes and get the rest, to the last frame that has audio."""
+        for name in LANES:
+            self.close_lane(name)
+        return self._drain()
+
+    def tick_samples(self, lane: str) -> int:
+        """Samples of a lane that one frame lasts."""
+        return self._lanes[lane].tick_samples
+
+    @property
+    def ticks_made(self) -> int:
+        """Frames handed to the pipeline so far."""
+        return self._chunk * self.model.config.geometry.chunk_frames
+
+    # one chunk -------------------------------------------------------------------------------------
+
+    def _drain(self) -> Iterator[Output]:
+        while True:
+            while len(self._in_flight) < 2 and self._ready():
+                self._submit()
+            if not self._in_flight:
+                return
+            yield self._in_flight.popleft().result()
+
+    def _ready(self) -> bool:
+        """Whether the next chunk's audio is known; with all lanes closed, whether any is left."""
+        lanes = self._lanes.values()
+        begin, size = self.ticks_made, self.model.config.geometry.chunk_frames
+        if all(lane.closed for lane in lanes):
+            return begin < max(lane.ticks for lane in lanes)
+        return all(lane.ready(begin + size + AFTER) for lane in lanes)
+
+    def _submit(self) -> None:
+        """Take the next chunk's audio and put the chunk into the pipeline."""
+        geometry = self.model.config.geometry
+        begin = self.ticks_made
+        end = begin + geometry.chunk_frames
+        if all(lane.closed for lane in self._lanes.values()):
+            end = min(end, max(lane.ticks for lane in self._lanes.values()))
+        self._chunk += 1
+        # Frame j hears tick j - 1; the first feature that the chunk's windows need is that of `first` (a frame).
+        first = latent_window(geometry.chunk_span(self._chunk)[0], geometry.temporal_stride).start
+        history = self.model.audio.history
+        window = (first - 1 - history, begin + geometry.chunk_frames + AFTER)
+        job = _Job(
+            chunk=self._chunk,
+            agent=self._lanes["agent"].heard(*window),
+            user=self._lanes["user"].heard(*window),
+            audio=self._lanes["agent"].own(begin, end),
+            frames=end - begin,
+            complete=perf_counter(),
+        )
+        for lane in self._lanes.values():
+            lane.forget(begin + geometry.chunk_frames, history + BEFORE + 1)
+        self._in_flight.append(self.pipeline.run(lambda: self._transform(job), lambda z: self._decode(z, job)))
+
+    def _transform(self, job: _Job) -> Tensor:
+        geometry = self.model.config.geometry
+        span = geometry.chunk_span(job.chunk)
+        first = latent_window(span[0], geometry.temporal_stride).start
+        with torch.inference_mode():
+            with self.telemetry.timed("audio"):
+                conditions = self._conditions(job.agent, job.user, first, span, self._reference)
+            with self.telemetry.timed("transformer"):
+                return make_chunk(self.model.transformer, self._cache, job.chunk, conditions, self._noise, self._passes)
+
+    def _conditions(self, agent: Samples, user: Samples, first: int, span: range, reference: Tensor) -> Conditions:
+        lanes = [torch.from_numpy(x)[None].to(self._device) for x in (agent, user)]
+        talk, listen = self.model.audio.tokens(*self.model.audio.features(*lanes), first, span)
+        return Conditions(talk.to(self._dtype), listen.to(self._dtype), reference)
+
+    def _noise(self, chunk: int, step: int) -> Tensor:
+        g = self.model.config.geometry
+        generator = torch.Generator().manual_seed(seed_for(self.seed, "noise", chunk, step))
+        shape = (1, g.latent_channels, g.chunk_latents, g.latent_height, g.latent_width)
+        return torch.randn(shape, generator=generator).to(self._device, self._dtype)
+
+    def _decode(self, latents: Tensor, job: _Job) -> Output:
+        with torch.inference_mode(), self.telemetry.timed("decode"):
+            pixels, self._decoder_state = self.model.codec.decode(latents, self._decoder_state)
+            frames = _to_uint8(pixels)
+        self.telemetry.add("chunk", perf_counter() - job.complete)
+        return Output(frames[: job.frames], job.audio, job.chunk)
+
+    def _start(self, picture: NDArray[np.uint8]) -> tuple[Tensor, DecoderState]:
+        """Encode the reference picture, which starts the decoder's state, and put its latent into the cache's sink."""
+        model = self.model
+        window = latent_window(0)
+        with torch.inference_mode():
+            pixels = torch.from_numpy(picture).to(self._device).float().div(127.5).sub(1).permute(2, 0, 1)[None]
+            latent, state = model.codec.open(pixels)
+            latent = latent.to(self._dtype)
+            ticks = model.audio.history + len(window)
+            silence = np.zeros(ticks * model.audio.encoder.frame_samples, np.float32)
+            prime(model.transformer, self._cache, self._conditions(silence, silence, window.start, range(1), latent))
+        return latent, state
+
+
+def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
+    """[1, 3, F, H, W] in -1..1 to uint8 [F, H, W, 3]."""
+    scaled = pixels[0].float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(scaled.permute(1, 2, 3, 0).cpu().numpy())

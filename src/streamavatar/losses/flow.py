@@ -1,0 +1,21 @@
+"""Flow matching as regression of the clean sample (paper, 1.6; equal to the velocity loss times sigma squared)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def sample_loss(estimate: Tensor, x0: Tensor, keep: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of x0 over the latents that were noisy.
+
+    Args:
+        estimate, x0: [B, C, T, H, W].
+        keep: [B, T], 1 where a latent counts (noisy), 0 where it was given clean.
+        weight: optional [B, T, H, W], for example larger around the mouth.
+
+    Returns:
+        A scalar; 0 if nothing counts.
+    """
+    share = keep[:, :, None, None] if weight is None else keep[:, :, None, None] * weight
+    error = (estimate - x0).float().square().mean(1)
+    return (error * share).sum() / share.expand_as(error).sum().clamp_min(1e-6)

@@ -1,0 +1,1 @@
+"""Networks: single-device code that knows nothing of training, sessions or files."""

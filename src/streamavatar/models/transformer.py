@@ -1,0 +1,298 @@
+"""The diffusion transformer: one forward for the bidirectional teacher and the block-causal student.
+
+Wan2.2's TI2V-5B architecture and its parameter names (patch_embedding, time_embedding, time_projection,
+blocks.N.{self_attn,cross_attn,ffn,modulation}, head), with a timestep per latent, plus the paper's talk and listen
+audio attention in every block (paper, 1.4). The teacher passes no cache; the student passes a view of one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from streamavatar.cache import View
+from streamavatar.config import TransformerConfig
+from streamavatar.ops.attention import attention
+from streamavatar.ops.rope import Rope, apply_rope, rope
+from streamavatar.schedule import TIMESTEPS, sample_from_velocity
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a pass is conditioned on, for T latents.
+
+    Attributes:
+        talk, listen: audio tokens, [B, T, tokens, audio_dim].
+        reference: the clean reference latent, [B, C, 1, H, W].
+        text: text embedding [B, L, text_dim], where the model has a text path.
+    """
+
+    talk: Tensor
+    listen: Tensor
+    reference: Tensor
+    text: Tensor | None = None
+
+    def latents(self, span: slice | range) -> Conditions:
+        """The conditions of some of the latents."""
+        part = slice(span.start, span.stop)
+        return replace(self, talk=self.talk[:, part], listen=self.listen[:, part])
+
+
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding, cosines first (as Wan): [...] to float32 [..., dim]; computed in float64."""
+    half = dim // 2
+    rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
+    angles = timesteps.double()[..., None] * rates
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    return x.transpose(-3, -2).flatten(-2)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS norm in the input's precision, so that the fused kernel also serves float32 weights under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class SelfAttention(nn.Module):
+    """Attention over the chunk's own tokens and what its view of the cache gives."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps=eps)
+        self.norm_k = RMSNorm(dim, eps=eps)
+
+    def forward(self, x: Tensor, table: Rope, layer: int, view: View | None, mask: Tensor | None) -> Tensor:
+        q = _split_heads(self.norm_q(self.q(x)), self.heads)
+        k = _split_heads(self.norm_k(self.k(x)), self.heads)
+        v = _split_heads(self.v(x), self.heads)
+        q, k_rotated = apply_rope(q, table).to(v.dtype), apply_rope(k, table).to(v.dtype)
+        keys, values = (k_rotated, v) if view is None else view.attend(layer, k.to(v.dtype), k_rotated, v)
+        return self.o(_merge_heads(attention(q, keys, values, mask)))
+
+
+class TextAttention(nn.Module):
+    """Wan's cross-attention to the text tokens."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps=eps)
+        self.norm_k = RMSNorm(dim, eps=eps)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        q = _split_heads(self.norm_q(self.q(x)), self.heads)
+        k = _split_heads(self.norm_k(self.k(text)), self.heads)
+        v = _split_heads(self.v(text), self.heads)
+        return self.o(_merge_heads(attention(q.to(v.dtype), k.to(v.dtype), v)))
+
+
+class AudioAttention(nn.Module):
+    """Frame-wise cross-attention: the tokens of a latent attend to the audio tokens of that latent alone.
+
+    The output projection starts at zero, so that a model which gains this module starts as it was.
+    """
+
+    def __init__(self, dim: int, heads: int, audio_dim: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(audio_dim, 2 * dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim // heads, eps=eps)
+        self.norm_k = RMSNorm(dim // heads, eps=eps)
+        nn.init.zeros_(self.o.weight)
+        nn.init.zeros_(self.o.bias)
+
+    def forward(self, x: Tensor, audio: Tensor) -> Tensor:
+        """x [B, T*N, dim], audio [B, T, tokens, audio_dim] to [B, T*N, dim]."""
+        batch, latents = audio.shape[:2]
+        rows = x.unflatten(1, (latents, -1)).flatten(0, 1)
+        k, v = self.kv(audio.flatten(0, 1)).chunk(2, dim=-1)
+        q = self.norm_q(_split_heads(self.q(rows), self.heads))
+        k, v = self.norm_k(_split_heads(k, self.heads)), _split_heads(v, self.heads)
+        out = self.o(_merge_heads(attention(q.to(v.dtype), k.to(v.dtype), v)))
+        return out.unflatten(0, (batch, latents)).flatten(1, 2)
+
+
+class Block(nn.Module):
+    """Self-attention, text attention (optional), talk + listen attention, feed-forward; modulated per latent."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        dim, heads, eps = config.dim, config.heads, config.eps
+        self.layer = layer
+        self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(dim, heads, eps)
+        if config.text_dim:
+            self.norm3 = nn.LayerNorm(dim, eps)
+            self.cross_attn = TextAttention(dim, heads, eps)
+        self.norm_audio = nn.LayerNorm(dim, eps)
+        self.talk_attn = AudioAttention(dim, heads, config.audio_dim, eps)
+        self.listen_attn = AudioAttention(dim, heads, config.audio_dim, eps)
+        self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self, x: Tensor, e: Tensor, table: Rope, conditions: Conditions, view: View | None, mask: Tensor | None
+    ) -> Tensor:
+        """x [B, T*N, dim], e float32 [B, T, 6, dim] to [B, T*N, dim]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + e).to(x.dtype).unbind(2)
+        h = modulate(self.norm1(x), shift1, scale1)
+        x = gated(x, self.self_attn(h, table, self.layer, view, mask), gate1)
+        if conditions.text is not None:
+            x = x + self.cross_attn(self.norm3(x), conditions.text)
+        h = self.norm_audio(x)
+        x = x + self.talk_attn(h, conditions.talk) + self.listen_attn(h, conditions.listen)
+        h = modulate(self.norm2(x), shift2, scale2)
+        return gated(x, self.ffn(h), gate2)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift with one shift and scale per latent: x [B, T*N, dim], the others [B, T, dim]."""
+    rows = x.unflatten(1, (shift.shape[1], -1))
+    return torch.addcmul(shift[:, :, None], rows, 1 + scale[:, :, None]).flatten(1, 2)
+
+
+def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """x + gate * update with one gate per latent."""
+    return (x.unflatten(1, (gate.shape[1], -1)) + update.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]).flatten(
+        1, 2
+    )
+
+
+class Head(nn.Module):
+    """The last norm and projection to a patch of latents."""
+
+    def __init__(self, dim: int, out: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.head = nn.Linear(dim, out)
+        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        shift, scale = (self.modulation + e[:, :, None]).to(x.dtype).unbind(2)
+        return self.head(modulate(self.norm(x), shift, scale))
+
+
+class Transformer(nn.Module):
+    """See the module's docstring.
+
+    Args:
+        config: sizes and what the output means.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, patch = config.dim, (1, config.patch, config.patch)
+        channels = config.latent_channels * (2 if config.reference_channels else 1)
+        self.patch_embedding = nn.Conv3d(channels, dim, kernel_size=patch, stride=patch)
+        if config.text_dim:
+            self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.head = Head(dim, config.latent_channels * config.patch**2, config.eps)
+        if config.reference_channels:
+            self.register_buffer("reference_scale", torch.ones(config.latent_channels))
+        self.checkpoint_blocks = False
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        nn.init.zeros_(self.head.head.weight)
+        nn.init.zeros_(self.head.head.bias)
+
+    reference_scale: Tensor
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        view: View | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The raw prediction for noisy latents.
+
+        Args:
+            x: latents [B, C, T, H, W]; without a view the whole clip, reference first.
+            timesteps: 1000 * sigma per latent, [B, T]; 0 marks a clean latent.
+            conditions: of these T latents.
+            view: a pass of a cache (student), or none (teacher: every token sees every token).
+            mask: optional attention mask [T*N, T*N], True where a query may look; without a view only.
+
+        Returns:
+            [B, C, T, H, W], a velocity or a sample as `config.prediction` says.
+        """
+        latents = x.shape[2]
+        times = tuple(range(latents)) if view is None else view.times
+        grid = (x.shape[3] // self.config.patch, x.shape[4] // self.config.patch)
+        table = rope(times, grid, self.config.head_dim, self.config.rope_theta)
+        table = Rope(table.cos.to(x.device), table.sin.to(x.device))
+        x = self._condition(x, timesteps, conditions.reference.to(x.dtype))
+        tokens = self._embed(x)
+        if conditions.text is not None:
+            conditions = replace(conditions, text=self.text_embedding(conditions.text))
+        e = self.time_embedding(timestep_embedding(timesteps, self.config.freq_dim).to(tokens.dtype))
+        e0 = self.time_projection(e).unflatten(-1, (6, -1))
+        for block in self.blocks:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, e0, table, conditions, view, mask, use_reentrant=False)
+            else:
+                tokens = block(tokens, e0, table, conditions, view, mask)
+        return self._unpatchify(self.head(tokens, e), latents, grid)
+
+    def sample(
+        self, x: Tensor, sigma: Tensor, conditions: Conditions, view: View | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """The estimate of the clean latents x0, whatever the network predicts; sigma [B, T]."""
+        out = self(x, TIMESTEPS * sigma, conditions, view, mask=mask)
+        if self.config.prediction == "velocity":
+            return sample_from_velocity(x, out, sigma)
+        return out + conditions.reference.to(out.dtype) if self.config.residual else out
+
+    def _condition(self, x: Tensor, timesteps: Tensor, reference: Tensor) -> Tensor:
+        """What the network sees of noisy latents: the residual if it makes one, with the reference beside or not."""
+        out = x
+        if self.config.residual:
+            out = x - (1 - timesteps / TIMESTEPS).to(x.dtype)[:, None, :, None, None] * reference
+        if self.config.reference_channels:
+            beside = reference / self.reference_scale[:, None, None, None].to(x.dtype)
+            out = torch.cat((out, beside.expand_as(x)), dim=1)
+        return out
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """The patch convolution as a product: [B, C, T, H, W] to [B, T*N, dim]."""
+        p = self.config.patch
+        rows = x.unflatten(4, (-1, p)).unflatten(3, (-1, p))
+        rows = rows.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+        weight = self.patch_embedding.weight.flatten(1)
+        return functional.linear(rows, weight, self.patch_embedding.bias)
+
+    def _unpatchify(self, tokens: Tensor, latents: int, grid: tuple[int, int]) -> Tensor:
+        p = self.config.patch
+        x = tokens.unflatten(-1, (p, p, -1)).unflatten(1, (latents, *grid))
+        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4).contiguous()

@@ -1,0 +1,8 @@
+"""Recipes: Python functions that return everything a training run needs to know."""
+
+from collections.abc import Callable
+
+from streamavatar.recipes.puppets import micro, puppets
+from streamavatar.training.stages import Recipe
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"puppets": puppets, "micro": micro}

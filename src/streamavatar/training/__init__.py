@@ -1,0 +1,1 @@
+"""Training: a small trainer, one method per stage, checkpoints that survive a kill at any point."""

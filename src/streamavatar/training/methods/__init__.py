@@ -1,0 +1,1 @@
+"""One file per stage: what is trained, on what, with which loss."""

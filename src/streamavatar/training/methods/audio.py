@@ -1,0 +1,57 @@
+"""Pretraining of the audio encoder: visemes and mouth opening from speech with known phone times.
+
+Needs no rendering, so it is cheap; the transformer then starts from features in which the mouth is already visible.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from streamavatar.models.audio import AFTER, BEFORE, AudioEncoder
+
+TARGETS = 17
+"""15 visemes, mouth opening, mouth width."""
+
+
+class AudioMethod:
+    """Regression of the mouth's truth from the features of five frames.
+
+    Args:
+        encoder: to train.
+        lanes: waveforms [N, S].
+        targets: [N, F, 17] with S = F * frame_samples.
+    """
+
+    def __init__(self, encoder: AudioEncoder, lanes: Tensor, targets: Tensor, crop: int = 75) -> None:
+        window = BEFORE + 1 + AFTER
+        feature_dim = encoder.config.feature_dim
+        head = nn.Sequential(nn.Linear(window * feature_dim, 128), nn.GELU(), nn.Linear(128, TARGETS))
+        self.encoder, self.head = encoder, head
+        self.module: nn.Module = nn.ModuleDict({"encoder": encoder, "head": head})
+        self.lanes, self.targets, self.crop = lanes, targets, crop
+
+    def predict(self, waveform: Tensor) -> Tensor:
+        """[B, (history + BEFORE + F + AFTER) * frame_samples] to [B, F, 17]."""
+        features = self.encoder(waveform)
+        rows = features.unfold(1, BEFORE + 1 + AFTER, 1).transpose(2, 3).flatten(2)
+        return self.head(rows)
+
+    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        encoder = self.encoder
+        size, lead = encoder.frame_samples, encoder.history + BEFORE
+        frames = self.targets.shape[1]
+        clip = torch.randint(len(self.lanes), (batch,), generator=generator)
+        start = torch.randint(lead, frames - self.crop - AFTER, (batch,), generator=generator)
+        spans = [(s - lead, s + self.crop + AFTER) for s in start.tolist()]
+        waves = torch.stack([self.lanes[c, a * size : b * size] for c, (a, b) in zip(clip, spans, strict=True)])
+        truth = torch.stack([self.targets[c, s : s + self.crop] for c, s in zip(clip, start, strict=True)])
+        gain = 10 ** ((torch.rand(batch, 1, generator=generator) * 24 - 18) / 20)
+        noise = 10 ** ((torch.rand(batch, 1, generator=generator) * 40 - 90) / 20)
+        waves = waves * gain + torch.randn(waves.shape, generator=generator) * noise
+        predicted = self.predict(waves).float()
+        visemes = functional.mse_loss(predicted[..., :15], truth[..., :15])
+        opening = functional.mse_loss(predicted[..., 15:], truth[..., 15:])
+        r = torch.corrcoef(torch.stack((predicted[..., 15].flatten().detach(), truth[..., 15].flatten())))[0, 1]
+        return {"loss": 5 * visemes + 4 * opening, "visemes": visemes, "opening": opening, "r": r}

@@ -1,0 +1,86 @@
+"""The causal student's start: regression of the teacher's ODE trajectories, block-causally (paper, 2.5).
+
+Every chunk of a clip takes a noise level of its own among the student's passes, and sees the chunks before it as noisy
+as they are, through the same cache, sinks and RAPR as at run time.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from streamavatar.data.latents import LatentSet
+from streamavatar.losses.flow import sample_loss
+from streamavatar.losses.ode import pick_levels
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.rollout import read_chunks
+from streamavatar.schedule import solver_sigmas, velocity_from_sample
+from streamavatar.training.methods.teacher import MOUTH_WEIGHT, conditions_of, trainable
+
+
+@torch.no_grad()
+def trajectories(
+    model: AvatarModel, clips: LatentSet, noise: Tensor, steps: int = 16, guidance: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Solve the teacher's ODE (Euler) and keep the points at the student's noise levels.
+
+    Args:
+        model: the teacher.
+        clips: conditions and reference.
+        noise: start, [B, C, T, H, W].
+        steps: solver steps before the student's own levels are merged in.
+        guidance: 1 is none; above, both lanes are guided against silence.
+
+    Returns:
+        Points [B, N, C, T, H, W] at `model.config.schedule.sigmas`, and the end x0 [B, C, T, H, W].
+    """
+    schedule = model.config.schedule
+    levels = sorted({*solver_sigmas(steps, schedule.shift).tolist(), *schedule.sigmas}, reverse=True)
+    guided = conditions_of(model, clips)
+    silent = conditions_of(model, clips, torch.zeros(len(clips)))
+    x, kept = noise.clone(), {}
+    x[:, :, 0] = clips.latents[:, :, 0]
+    for level, following in pairwise(levels):
+        if level in schedule.sigmas:
+            kept[level] = x.clone()
+        sigma = torch.full(x.shape[:1] + x.shape[2:3], level)
+        sigma[:, 0] = 0
+        estimate = model.transformer.sample(x, sigma, guided).float()
+        if guidance != 1:
+            plain = model.transformer.sample(x, sigma, silent).float()
+            estimate = plain + guidance * (estimate - plain)
+        x = x + (following - level) * velocity_from_sample(x, estimate, sigma)
+        x[:, :, 0] = clips.latents[:, :, 0]
+    return torch.stack([kept[s] for s in schedule.sigmas], dim=1), x
+
+
+class OdeMethod:
+    """See the module's docstring.
+
+    Args:
+        model: the student, starting from the teacher's weights.
+        clips: conditions of the pairs.
+        points, ends: see :func:`trajectories`, for all clips, float16.
+    """
+
+    def __init__(self, model: AvatarModel, clips: LatentSet, points: Tensor, ends: Tensor) -> None:
+        trainable(model)
+        self.module: nn.Module = model
+        self.model, self.clips, self.points, self.ends = model, clips, points, ends
+
+    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        chosen = torch.randint(len(self.ends), (batch,), generator=generator)
+        clips, target = self.clips.take(chosen), self.ends[chosen].float()
+        chunk = self.model.config.geometry.chunk_latents
+        sigmas = torch.tensor(self.model.config.schedule.sigmas)
+        index = torch.randint(len(sigmas), (batch, (target.shape[2] - 1) // chunk), generator=generator)
+        x, sigma = pick_levels(self.points[chosen].float(), sigmas, index, chunk)
+        cache = self.model.tape_cache(detach=False)
+        estimate = read_chunks(self.model.transformer, cache, x, sigma, conditions_of(self.model, clips), chunk)
+        weight = 1 + MOUTH_WEIGHT * clips.mouth[:, 1:]
+        target, keep = target[:, :, 1:], torch.ones(batch, target.shape[2] - 1)
+        still = sample_loss(clips.latents[:, :, :1].expand_as(target), target, keep, weight)
+        loss = sample_loss(estimate, target, keep, weight)
+        return {"loss": loss, "vs_still": loss.detach() / still}

@@ -1,0 +1,245 @@
+"""A recipe's stages in order, each resumable and each skipped once done.
+
+The run folder holds one folder per stage and `model/`, the model as it stands; `streamavatar train RECIPE` walks the
+stages, and a kill at any point costs no more than the steps since the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from streamavatar.config import ModelConfig
+from streamavatar.data.latents import LatentSet
+from streamavatar.data.prepare import make_frames, make_latents
+from streamavatar.errors import UserError
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.seeds import seed_for
+from streamavatar.synth.dialogue import make_dialogue
+from streamavatar.synth.performance import perform
+from streamavatar.training.methods.audio import AudioMethod
+from streamavatar.training.methods.codec import DecoderMethod, fit_linear
+from streamavatar.training.methods.ode import OdeMethod, trajectories
+from streamavatar.training.methods.teacher import TeacherMethod
+from streamavatar.training.trainer import Method, Progress, TrainConfig, Trainer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes, data and schedule of a small model trained on synthetic clips.
+
+    Attributes:
+        model: what is built.
+        latents: length of a training clip, the reference included.
+        dialogues, dialogue_seconds: speech for the audio encoder.
+        codec_clips, clips, pairs: rendered clips for the codec, for the teacher, and teacher trajectories.
+        solver_steps, guidance: of the trajectories.
+    """
+
+    model: ModelConfig
+    audio: TrainConfig
+    decoder: TrainConfig
+    teacher: TrainConfig
+    student: TrainConfig
+    latents: int = 22
+    dialogues: int = 48
+    dialogue_seconds: int = 60
+    codec_clips: int = 192
+    clips: int = 1536
+    pairs: int = 768
+    solver_steps: int = 16
+    guidance: float = 1.0
+    seed: int = 0
+    workers: int = 2
+
+    @property
+    def frames(self) -> int:
+        return self.model.geometry.frames_of(self.latents)
+
+
+class Run:
+    """One training run in a folder.
+
+    Args:
+        recipe: what to do.
+        folder: where; made if missing.
+        progress: told about every step.
+
+    Raises:
+        UserError: if the folder holds a run of another recipe.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, progress: Progress) -> None:
+        self.recipe, self.folder, self.progress = recipe, folder, progress
+        folder.mkdir(parents=True, exist_ok=True)
+        self.record = folder / "recipe.json"
+        text = json.dumps(asdict(recipe), indent=2) + "\n"
+        if self.record.exists() and json.loads(self.record.read_text()).get("model") != json.loads(text)["model"]:
+            raise UserError(f"{folder}: holds a run of another model; give another --out, or delete the folder")
+        self.record.write_text(text)
+
+    def done(self, stage: str) -> bool:
+        return (self.folder / stage / "DONE").exists()
+
+    def run(self, stages: list[str]) -> None:
+        """Run the named stages that are not done, in the order given."""
+        for stage in stages:
+            if not self.done(stage):
+                STAGES[stage](self)
+                (self.folder / stage).mkdir(exist_ok=True)
+                (self.folder / stage / "DONE").touch()
+
+    # shared by the stages --------------------------------------------------------------------------
+
+    def weights(self, part: str) -> Path:
+        return self.folder / f"{part}.safetensors"
+
+    def keep(self, module: nn.Module, part: str) -> None:
+        save_file({k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}, self.weights(part))
+
+    def restore(self, module: nn.Module, part: str) -> None:
+        if not self.weights(part).exists():
+            raise UserError(f"{self.folder}: stage '{part}' has not run; run it first (leave out --stages)")
+        module.load_state_dict(load_file(self.weights(part)))
+
+    def build(self, *parts: str) -> AvatarModel:
+        """A model with the parts trained so far: "audio", "linear", "codec", "teacher", "student"."""
+        torch.manual_seed(seed_for(self.recipe.seed, "initial weights"))
+        model = AvatarModel(self.recipe.model)
+        for part in parts:
+            target = {"audio": model.audio.encoder, "linear": model.codec, "codec": model.codec}.get(part, model)
+            self.restore(target, part)
+        return model
+
+    def train(self, method: Method, config: TrainConfig, stage: str) -> None:
+        Trainer(method, config, self.folder / stage, self.progress).run()
+
+    def tell(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.progress(stage, done, total, "shards")
+
+
+def audio_stage(run: Run) -> None:
+    """Pretrain the audio encoder on synthesised dialogues."""
+    recipe = run.recipe
+    waves, targets = [], []
+    for index in range(recipe.dialogues):
+        dialogue = make_dialogue(seed_for(recipe.seed, "speech", index), recipe.dialogue_seconds)
+        frames = len(dialogue.agent.samples) * recipe.model.geometry.fps // recipe.model.audio.sample_rate
+        truth = perform(dialogue, seed=index, frames=frames)
+        targets.append(np.concatenate((truth.visemes, truth.mouth_open[:, None], truth.mouth_wide[:, None]), axis=1))
+        waves.append(dialogue.agent.samples)
+        run.progress("speech", index + 1, recipe.dialogues, "dialogues")
+    model = run.build()
+    lanes, truths = torch.from_numpy(np.stack(waves)), torch.from_numpy(np.stack(targets)).float()
+    run.train(AudioMethod(model.audio.encoder, lanes, truths), recipe.audio, "audio")
+    run.keep(model.audio.encoder, "audio")
+
+
+def _codec_frames(run: Run) -> tuple[np.ndarray, torch.Tensor]:
+    recipe = run.recipe
+    return make_frames(
+        run.folder / "frames",
+        recipe.model.geometry,
+        seed=seed_for(recipe.seed, "codec"),
+        clips=recipe.codec_clips,
+        frames=recipe.frames,
+        workers=recipe.workers,
+        tell=run.tell("frames"),
+    )
+
+
+def linear_stage(run: Run) -> None:
+    """Render clips for the codec and fit its linear part."""
+    model = run.build()
+    fit_linear(model.codec, *_codec_frames(run), seed=run.recipe.seed)
+    run.keep(model.codec, "linear")
+
+
+def decoder_stage(run: Run) -> None:
+    """Train the codec's decoder."""
+    model = run.build("linear")
+    run.train(DecoderMethod(model.codec, *_codec_frames(run)), run.recipe.decoder, "decoder")
+    run.keep(model.codec, "codec")
+
+
+def clips_stage(run: Run) -> None:
+    """Render the training clips to latents and features."""
+    recipe = run.recipe
+    source = run.folder / "clips-model"
+    run.build("audio", "linear").save(source, torch.float32)
+    make_latents(
+        run.folder / "clips",
+        source,
+        seed=seed_for(recipe.seed, "train"),
+        clips=recipe.clips,
+        frames=recipe.frames,
+        workers=recipe.workers,
+        tell=run.tell("clips"),
+    )
+
+
+def teacher_stage(run: Run) -> None:
+    """Train the bidirectional teacher."""
+    model = run.build("audio", "linear")
+    model.transformer.reference_scale.copy_(model.codec.spread / model.codec.scale)
+    run.train(TeacherMethod(model, LatentSet.load(run.folder / "clips")), run.recipe.teacher, "teacher")
+    run.keep(model, "teacher")
+
+
+def pairs_stage(run: Run) -> None:
+    """Solve the teacher's ODE for some clips and keep the points that the student starts from."""
+    recipe, folder = run.recipe, run.folder / "pairs"
+    folder.mkdir(exist_ok=True)
+    model = run.build("teacher").requires_grad_(False)
+    clips = LatentSet.load(run.folder / "clips")
+    size = 32
+    for start in range(0, recipe.pairs, size):
+        path = folder / f"pairs-{start:06d}.safetensors"
+        if not path.exists():
+            chosen = torch.arange(start, min(start + size, recipe.pairs)) % len(clips)
+            generator = torch.Generator().manual_seed(seed_for(recipe.seed, "pairs", start))
+            batch = clips.take(chosen)
+            noise = torch.randn(batch.latents.shape, generator=generator)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                points, ends = trajectories(model, batch, noise, recipe.solver_steps, recipe.guidance)
+            temporary = path.with_suffix(".partial")
+            save_file({"points": points.half(), "ends": ends.half(), "clips": chosen}, temporary)
+            temporary.rename(path)
+        run.progress("pairs", min(start + size, recipe.pairs), recipe.pairs, "clips")
+
+
+def student_stage(run: Run) -> None:
+    """Start the causal student from the teacher by ODE regression."""
+    model = run.build("teacher")
+    shards = [load_file(path) for path in sorted((run.folder / "pairs").glob("*.safetensors"))]
+    pairs = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+    clips = LatentSet.load(run.folder / "clips")
+    chosen = LatentSet(**{name: getattr(clips, name)[pairs["clips"]] for name in LatentSet.__dataclass_fields__})
+    run.train(OdeMethod(model, chosen, pairs["points"], pairs["ends"]), run.recipe.student, "student")
+    run.keep(model, "student")
+
+
+def export_stage(run: Run) -> None:
+    """Write the model folder that run time loads."""
+    model = run.build("student")
+    run.restore(model.codec, "codec")
+    model.save(run.folder / "model")
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "audio": audio_stage,
+    "linear": linear_stage,
+    "clips": clips_stage,
+    "decoder": decoder_stage,
+    "teacher": teacher_stage,
+    "pairs": pairs_stage,
+    "student": student_stage,
+    "export": export_stage,
+}

@@ -1,0 +1,140 @@
+"""The loop: one method, one optimiser, checkpoints, a log, and an exact resume.
+
+A method draws its batch from the step's own seed, so a resumed run sees what the uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from streamavatar.errors import UserError
+from streamavatar.seeds import seed_for
+from streamavatar.training.checkpoint import load_latest, save_checkpoint
+from streamavatar.training.ema import Ema
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimiser, schedule and bookkeeping of one stage."""
+
+    steps: int
+    batch: int = 16
+    lr: float = 1e-3
+    warmup: int = 50
+    final_lr: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.99
+    bf16: bool = True
+    seed: int = 0
+    save_every: int = 100
+    log_every: int = 10
+    keep: int = 2
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then a cosine down to `final_lr` of the peak."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+class Method(Protocol):
+    """A stage's loss."""
+
+    module: nn.Module
+    """What is trained; parameters without gradient are left alone."""
+
+    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalars by name; "loss" is minimised, the others are logged. All draws come from `generator`."""
+
+
+Progress = Callable[[str, int, int, str], None]
+"""(stage, done, total, text)."""
+
+
+class Trainer:
+    """Runs a method to its last step.
+
+    Args:
+        method: what to train.
+        config: how.
+        folder: of this stage's checkpoints and log.
+        progress: told about every step.
+    """
+
+    def __init__(self, method: Method, config: TrainConfig, folder: Path, progress: Progress) -> None:
+        self.method, self.config, self.folder, self.progress = method, config, folder, progress
+        self.parameters = [p for p in method.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.ema = Ema(method.module, config.ema)
+        self.step = 0
+
+    def run(self) -> nn.Module:
+        """Train from the newest checkpoint on; returns the module with its averaged parameters."""
+        self._resume()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        began, first = time.monotonic(), self.step
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
+            while self.step < self.config.steps:
+                values = self._advance()
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    speed = (self.step - first) / (time.monotonic() - began)
+                    numbers = {name: float(value) for name, value in values.items()}
+                    log.write(json.dumps({"step": self.step, "lr": self.config.rate(self.step), **numbers}) + "\n")
+                    log.flush()
+                    text = " ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+                    self.progress(self.folder.name, self.step, self.config.steps, f"{text} {speed:.2f} steps/s")
+                if self.step % self.config.save_every == 0 or self.step == self.config.steps:
+                    self._save()
+        self.ema.copy_to(self.method.module)
+        return self.method.module
+
+    def _advance(self) -> dict[str, Tensor]:
+        config = self.config
+        generator = torch.Generator().manual_seed(seed_for(config.seed, self.folder.name, self.step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.rate(self.step)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
+            values = self.method.loss(self.step, config.batch, generator)
+        if not torch.isfinite(values["loss"]):
+            raise UserError(
+                f"{self.folder.name}: the loss is not finite at step {self.step} (seed {config.seed}); "
+                "the last checkpoint is intact: lower the learning rate and resume"
+            )
+        values["loss"].backward()
+        values["grad"] = nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.step)
+        self.step += 1
+        return {name: value.detach() for name, value in values.items()}
+
+    def _save(self) -> None:
+        state = {
+            "module": self.method.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+        }
+        save_checkpoint(self.folder, self.step, state, self.config.keep)
+
+    def _resume(self) -> None:
+        found = load_latest(self.folder)
+        if found is None:
+            return
+        self.step, state = found
+        self.method.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
