@@ -48,11 +48,12 @@ class TransformerConfig:
     reference_channels: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("dim", "ffn_dim", "heads", "layers", "freq_dim"):
+            _require(getattr(self, name) >= 1, f"transformer: {name} must be at least 1")
         _require(self.dim % self.heads == 0, f"transformer: dim {self.dim} is not a multiple of heads {self.heads}")
         _require(
             self.head_dim % 2 == 0 and self.head_dim >= 6, f"transformer: head_dim {self.head_dim} must be even, >= 6"
         )
-        _require(self.layers >= 1, "transformer: at least one layer")
         _require(not self.residual or self.prediction == "sample", "transformer: residual needs prediction='sample'")
 
     @property
@@ -155,6 +156,7 @@ class ModelConfig:
         _require(t.audio_dim == self.audio.dim, "model: transformer.audio_dim differs from audio.dim")
         _require(self.audio.sample_rate % g.fps == 0, "model: the audio rate must be a multiple of the frame rate")
         _require(c.ring_latents % g.chunk_latents == 0, "model: ring_latents must be whole chunks")
+        _require(c.cap >= g.chunk_latents, "model: context.cap (D) must leave room for one chunk")
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"

@@ -43,6 +43,31 @@ class LatentSet:
         values = {f.name: getattr(self, f.name)[index] for f in fields(self)}
         return LatentSet(**{name: v if name == "state" else v.float() for name, v in values.items()})
 
+    def crop(self, starts: Tensor, latents: int) -> LatentSet:
+        """Windows of the clips, each with the clip's own reference before it.
+
+        The reference then need not be the frame before the window: at run time it is not either.
+
+        Args:
+            starts: latent k >= 1 at which each clip's window begins, [N].
+            latents: length of the windows, the reference included.
+        """
+        stride = (self.talk.shape[1] - 1 - BEFORE - AFTER) // (self.latents.shape[2] - 1)
+        rows = torch.arange(len(self))[:, None]
+        later = starts[:, None] + torch.arange(latents - 1)
+        frames = (starts[:, None] - 1) * stride
+        shown = frames + torch.arange(1 + (latents - 1) * stride)
+        heard = frames + torch.arange(feature_frames(shown.shape[1]))
+        picked = torch.cat((torch.zeros_like(later[:, :1]), later), dim=1)
+        return LatentSet(
+            latents=self.latents.transpose(1, 2)[rows, picked].transpose(1, 2),
+            talk=self.talk[rows, heard],
+            listen=self.listen[rows, heard],
+            mouth=self.mouth[rows, picked],
+            opening=self.opening[rows, shown],
+            state=self.state[rows, shown],
+        )
+
     def save(self, path: Path) -> None:
         """Write beside, then rename: a shard is whole or absent."""
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ def _frequencies(channels: int, theta: float) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # the cache outlives its caller: what run time asked for first must also serve training
 def rope(times: tuple[int, ...], grid: tuple[int, int], head_dim: int, theta: float) -> Rope:
     """Angles of the tokens of latents at `times`, in token order (time, row, column), on the CPU."""
     rows, columns = grid

@@ -23,9 +23,9 @@ def puppets() -> Recipe:
     return Recipe(
         model=model,
         audio=TrainConfig(steps=900, batch=32, lr=2e-3, bf16=False, save_every=300),
-        decoder=TrainConfig(steps=3000, batch=8, lr=1e-3, save_every=250),
+        decoder=TrainConfig(steps=2000, batch=8, lr=1e-3, save_every=250),
         teacher=TrainConfig(steps=2400, batch=16, lr=1.2e-3, warmup=100, ema=0.995),
-        student=TrainConfig(steps=700, batch=16, lr=4e-4, warmup=50, ema=0.99),
+        student=TrainConfig(steps=500, batch=16, lr=4e-4, warmup=50, ema=0.99),
     )
 
 
@@ -48,7 +48,8 @@ def micro() -> Recipe:
         decoder=short,
         teacher=short,
         student=short,
-        latents=7,
+        latents=10,
+        window=7,
         dialogues=2,
         dialogue_seconds=12,
         codec_clips=32,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -20,6 +21,11 @@ Picture = NDArray[np.uint8]
 Points = NDArray[np.float64]
 
 _BITS = 5  # sub-pixel bits of polygon corners
+
+
+def as_picture(array: NDArray[Any]) -> Picture:
+    """OpenCV's stubs do not say that uint8 in is uint8 out."""
+    return cast(Picture, array)
 
 
 def curve(points: list[tuple[float, float]] | Points, closed: bool = True, steps: int = 8) -> Points:
@@ -115,9 +121,9 @@ class Canvas:
             # A wide blur has no fine detail left: a quarter of the size looks the same at a tenth of the cost.
             small = cv2.resize(mask, (-(-self.width // 4), -(-self.height // 4)), interpolation=cv2.INTER_AREA)
             small = cv2.GaussianBlur(small, (0, 0), sigma / 4)
-            mask = cv2.resize(small, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+            mask = as_picture(cv2.resize(small, (self.width, self.height), interpolation=cv2.INTER_LINEAR))
         elif sigma > 0:
-            mask = cv2.GaussianBlur(mask, (0, 0), max(0.5, sigma))
+            mask = as_picture(cv2.GaussianBlur(mask, (0, 0), max(0.5, sigma)))
         return mask.astype(np.float32) * np.float32(1 / 255)
 
     def paint(self, mask: NDArray[np.float32], color: Color, opacity: float = 1.0) -> None:
@@ -127,14 +133,14 @@ class Canvas:
         before = self.alpha[window] * (1 - share)
         after = share + before
         share = (share / np.maximum(after, 1e-6))[..., None]
-        self.color[window] += (np.float32(color) - self.color[window]) * share
+        self.color[window] += (np.asarray(color, np.float32) - self.color[window]) * share
         self.alpha[window] = after
 
     def tint(self, mask: NDArray[np.float32], color: Color, opacity: float = 1.0) -> None:
         """Shift what is painted towards `color`; never makes empty places solid."""
         window = _window(mask)
         share = (mask[window] * np.float32(opacity))[..., None]
-        self.color[window] += (np.float32(color) - self.color[window]) * share
+        self.color[window] += (np.asarray(color, np.float32) - self.color[window]) * share
 
     def layer(self) -> Layer:
         rgba = np.concatenate([self.color * self.alpha[..., None], 255 * self.alpha[..., None]], axis=2)

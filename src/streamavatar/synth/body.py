@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from streamavatar.synth.artwork import Canvas, Layer, Picture, Points, curve, ellipse, mirrored
 from streamavatar.synth.identity import PuppetIdentity, mix, shade
+
+Mask = NDArray[np.float32]
 
 HEAD_X, HEAD_Y = 0.5, 0.435  # middle of the head in the picture
 MOUTH_Y = 0.170  # middle of the mouth, from the middle of the head
@@ -20,8 +23,10 @@ def face_outline(who: PuppetIdentity, grow: float = 0.0) -> Points:
     """The closed outline of the face."""
     w, h = who.face_width + grow, who.face_height
     right = [
-        (0.0, -0.300 - grow), (0.11, -0.285 - grow), (w * 0.84, -0.215), (w * 0.975, -0.11), (w, 0.0), (w * 0.955, 0.09 * h),
-        (w * 0.80 * who.jaw, 0.185 * h), (0.100 * who.chin * who.jaw, 0.262 * h + grow), (0.046 * who.chin, 0.286 * h + grow),
+        (0.0, -0.300 - grow), (0.11, -0.285 - grow), (w * 0.84, -0.215), (w * 0.975, -0.11), (w, 0.0),
+        (w * 0.955, 0.09 * h),
+        (w * 0.80 * who.jaw, 0.185 * h), (0.100 * who.chin * who.jaw, 0.262 * h + grow),
+        (0.046 * who.chin, 0.286 * h + grow),
         (0.0, 0.290 * h + grow),
     ]  # fmt: skip
     return curve(mirrored(right))
@@ -45,7 +50,8 @@ def body(who: PuppetIdentity, scale: float) -> Layer:
     n = 0.092 * (0.92 if who.woman else 1.08)
     s = 0.40 * who.shoulder
     shoulders = [
-        (n * 0.9, 0.795), (n + 0.05, 0.825), (n + 0.16, 0.862), (s * 0.85, 0.905), (s, 0.975), (s + 0.02, 1.10), (0.0, 1.12),
+        (n * 0.9, 0.795), (n + 0.05, 0.825), (n + 0.16, 0.862), (s * 0.85, 0.905), (s, 0.975), (s + 0.02, 1.10),
+        (0.0, 1.12),
     ]  # fmt: skip
     torso = curve([(0.5 + x, y) for x, y in mirrored([(0.0, 0.80), *shoulders])])
     neck = curve(
@@ -74,89 +80,67 @@ def body(who: PuppetIdentity, scale: float) -> Layer:
     return canvas.layer()
 
 
-def _neckline(canvas: Canvas, who: PuppetIdentity, n: float, skin: np.ndarray, shadow: np.ndarray) -> None:
+class _Neck:
+    """Paints the neck where clothes leave it open; `half` is half its width."""
+
+    def __init__(self, canvas: Canvas, who: PuppetIdentity, half: float, skin: Mask, shadow: Mask) -> None:
+        self.canvas, self.who, self.half = canvas, who, half
+        self.skin, self.shadow = skin, shadow
+
+    def show(self, opening: Mask) -> None:
+        self.canvas.paint(self.skin * opening, shade(self.who.skin, 0.94))
+        deep = mix(shade(self.who.skin, 0.62), (120, 50, 40), 0.2)
+        self.canvas.tint(self.skin * opening * self.shadow, deep, 0.75)
+
+    def shape(self, half: list[tuple[float, float]]) -> Mask:
+        return self.canvas.mask(curve([(0.5 + x, y) for x, y in mirrored(half)]))
+
+    def polygon(self, *corners: tuple[float, float]) -> Points:
+        """Corners whose columns count in half neck widths from the middle."""
+        return np.array([(0.5 + x * self.half, y) for x, y in corners])
+
+
+def _neckline(canvas: Canvas, who: PuppetIdentity, n: float, skin: Mask, shadow: Mask) -> None:
     """The neck in its opening, and the collar around it."""
-
-    def neck(opening: np.ndarray) -> None:
-        canvas.paint(skin * opening, shade(who.skin, 0.94))
-        canvas.tint(skin * opening * shadow, mix(shade(who.skin, 0.62), (120, 50, 40), 0.2), 0.75)
-
-    def shape(half: list[tuple[float, float]]) -> np.ndarray:
-        return canvas.mask(curve([(0.5 + x, y) for x, y in mirrored(half)]))
-
-    above = [(0.0, 0.55), (n * 1.9, 0.55)]
-    round_ = [*above, (n * 1.45, 0.835), (n * 0.9, 0.872), (0.0, 0.885)]
+    neck = _Neck(canvas, who, n, skin, shadow)
     if who.clothes == "turtle":
-        neck(shape([*above, (n * 1.3, 0.80), (0.0, 0.80)]))
-        roll = shape([(0.0, 0.768), (n * 1.12, 0.760), (n * 1.28, 0.795), (n * 1.32, 0.845), (0.0, 0.868)])
-        canvas.paint(roll, shade(who.top, 1.10))
-        canvas.tint(roll * canvas.mask(ellipse(0.515, 0.757, 0.16, 0.035), 0.014), shade(who.top, 0.6), 0.8)
-        return
-    if who.clothes == "vee":
-        neck(
-            canvas.mask(
-                np.array(
-                    [
-                        (0.5 - n * 1.6, 0.5),
-                        (0.5 + n * 1.6, 0.5),
-                        (0.5 + n * 1.42, 0.83),
-                        (0.5, 0.985),
-                        (0.5 - n * 1.42, 0.83),
-                    ]
-                )
-            )
-        )
+        _turtleneck(neck)
+    elif who.clothes == "vee":
+        neck.show(canvas.mask(neck.polygon((-1.6, 0.5), (1.6, 0.5), (1.42, 0.83), (0, 0.985), (-1.42, 0.83))))
         for side in (-1, 1):
-            edge = np.array([(0.5 + side * n * 1.42, 0.825), (0.5, 0.985)])
+            edge = neck.polygon((side * 1.42, 0.825), (0, 0.985))
             canvas.tint(canvas.line(edge, 0.014, 0.002), shade(who.top, 0.78), 0.9)
-        return
-    if who.clothes in ("collar", "blazer"):
-        if who.clothes == "blazer":
-            inner = canvas.mask(np.array([(0.5 - n * 1.55, 0.80), (0.5 + n * 1.55, 0.80), (0.5, 1.12)]))
-            canvas.paint(inner, who.under)
-        neck(
-            canvas.mask(
-                np.array(
-                    [
-                        (0.5 - n * 1.6, 0.5),
-                        (0.5 + n * 1.6, 0.5),
-                        (0.5 + n * 1.3, 0.825),
-                        (0.5, 0.925),
-                        (0.5 - n * 1.3, 0.825),
-                    ]
-                )
-            )
-        )
-        collar = who.under if who.clothes == "blazer" else shade(who.top, 1.22)
-        for side in (-1, 1):
-            flap = np.array(
-                [
-                    (0.5 + side * n * 1.02, 0.775),
-                    (0.5 + side * n * 1.55, 0.82),
-                    (0.5 + side * n * 0.95, 0.935),
-                    (0.5 + side * 0.004, 0.915),
-                    (0.5 + side * n * 0.75, 0.86),
-                ]
-            )
-            canvas.tint(canvas.mask(flap + np.array([0.004, 0.010]), 0.008), shade(who.top, 0.55), 0.5)
-            canvas.paint(canvas.mask(flap), collar)
-            if who.clothes == "blazer":
-                lapel = np.array(
-                    [
-                        (0.5 + side * n * 1.55, 0.82),
-                        (0.5 + side * n * 2.3, 0.90),
-                        (0.5 + side * 0.03, 1.12),
-                        (0.5 + side * 0.01, 1.08),
-                    ]
-                )
-                canvas.paint(canvas.mask(lapel), shade(who.top, 0.86))
-        return
-    neck(shape(round_))
-    rim = curve(
-        [(0.5 - n * 1.5, 0.828), (0.5 - n * 0.9, 0.875), (0.5, 0.889), (0.5 + n * 0.9, 0.875), (0.5 + n * 1.5, 0.828)],
-        False,
-    )
-    canvas.tint(canvas.line(rim, 0.016), shade(who.top, 0.82), 1.0)
+    elif who.clothes in ("collar", "blazer"):
+        _collar(neck)
+    else:
+        neck.show(neck.shape([(0.0, 0.55), (n * 1.9, 0.55), (n * 1.45, 0.835), (n * 0.9, 0.872), (0.0, 0.885)]))
+        rim = curve(neck.polygon((-1.5, 0.828), (-0.9, 0.875), (0, 0.889), (0.9, 0.875), (1.5, 0.828)), False)
+        canvas.tint(canvas.line(rim, 0.016), shade(who.top, 0.82), 1.0)
+
+
+def _turtleneck(neck: _Neck) -> None:
+    canvas, top, n = neck.canvas, neck.who.top, neck.half
+    neck.show(neck.shape([(0.0, 0.55), (n * 1.9, 0.55), (n * 1.3, 0.80), (0.0, 0.80)]))
+    roll = neck.shape([(0.0, 0.768), (n * 1.12, 0.760), (n * 1.28, 0.795), (n * 1.32, 0.845), (0.0, 0.868)])
+    canvas.paint(roll, shade(top, 1.10))
+    canvas.tint(roll * canvas.mask(ellipse(0.515, 0.757, 0.16, 0.035), 0.014), shade(top, 0.6), 0.8)
+
+
+def _collar(neck: _Neck) -> None:
+    """A shirt collar; a blazer has lapels over it."""
+    canvas, who, n = neck.canvas, neck.who, neck.half
+    blazer = who.clothes == "blazer"
+    if blazer:
+        canvas.paint(canvas.mask(neck.polygon((-1.55, 0.80), (1.55, 0.80), (0, 1.12))), who.under)
+    neck.show(canvas.mask(neck.polygon((-1.6, 0.5), (1.6, 0.5), (1.3, 0.825), (0, 0.925), (-1.3, 0.825))))
+    for side in (-1, 1):
+        corners = ((1.02, 0.775), (1.55, 0.82), (0.95, 0.935), (0.004 / n, 0.915), (0.75, 0.86))
+        flap = neck.polygon(*[(side * x, y) for x, y in corners])
+        canvas.tint(canvas.mask(flap + np.array([0.004, 0.010]), 0.008), shade(who.top, 0.55), 0.5)
+        canvas.paint(canvas.mask(flap), who.under if blazer else shade(who.top, 1.22))
+        if blazer:
+            lapel = ((1.55, 0.82), (2.3, 0.90), (0.03 / n, 1.12), (0.01 / n, 1.08))
+            canvas.paint(canvas.mask(neck.polygon(*[(side * x, y) for x, y in lapel])), shade(who.top, 0.86))
 
 
 def head(who: PuppetIdentity, scale: float) -> Layer:
@@ -203,7 +187,8 @@ def beard(who: PuppetIdentity, scale: float) -> Layer | None:
     canvas = Canvas(scale, -0.36, -0.43, 0.36, 0.36)
     color = shade(mix(who.hair_color, who.skin, 0.10), 0.88)
     lips = canvas.mask(ellipse(0, MOUTH_Y + 0.004, 0.090, 0.034), 0.006)
-    tash = curve([(0.0, 0.118), (0.045, 0.122), (0.095, 0.152), (0.105, 0.178), (0.085, 0.166), (0.03, 0.150), (0.0, 0.150),
+    tash = curve([(0.0, 0.118), (0.045, 0.122), (0.095, 0.152), (0.105, 0.178), (0.085, 0.166), (0.03, 0.150),
+                  (0.0, 0.150),
                   (-0.03, 0.150), (-0.085, 0.166), (-0.105, 0.178), (-0.095, 0.152), (-0.045, 0.122)])  # fmt: skip
     face = canvas.mask(face_outline(who, 0.006))
     if who.beard == "moustache":
@@ -213,7 +198,8 @@ def beard(who: PuppetIdentity, scale: float) -> Layer | None:
         canvas.paint(canvas.mask(tash), color)
     else:
         w = who.face_width
-        low = curve([(-w - 0.02, 0.02), (-w * 0.86, 0.06), (-0.150, 0.125), (-0.09, 0.122), (0, 0.118), (0.09, 0.122), (0.150, 0.125),
+        low = curve([(-w - 0.02, 0.02), (-w * 0.86, 0.06), (-0.150, 0.125), (-0.09, 0.122), (0, 0.118),
+                     (0.09, 0.122), (0.150, 0.125),
                      (w * 0.86, 0.06), (w + 0.02, 0.02), (w + 0.02, 0.34), (-w - 0.02, 0.34)])  # fmt: skip
         soft, opacity = (0.010, 0.38) if who.beard == "stubble" else (0.005, 0.95)
         canvas.paint(canvas.mask(low, soft) * face * (1 - lips), color, opacity)

@@ -30,9 +30,9 @@ PORTRAITS: dict[str, tuple[int, str]] = {
 }
 
 TURNS = (
-    ("user", "Hi there! Do you have a minute to tell me about your weekend?"),
-    ("agent", "Of course. We drove to the mountains, and the view above the clouds was wonderful."),
-    ("user", "That sounds lovely. I stayed home and baked bread all day."),
+    ("user", "Hi there! How was your weekend?"),
+    ("agent", "Wonderful. We drove to the mountains, and walked above the clouds."),
+    ("user", "That sounds lovely. I stayed home and baked bread."),
     ("agent", "Oh, I would love to try it. Maybe you can bring some on Monday."),
 )
 

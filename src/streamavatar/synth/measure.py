@@ -4,7 +4,7 @@ Mouth: a closed mouth is cut along the line between the lips; the upper part is 
 down until both explain the picture best, and what neither explains is the inside. So the lips' own texture
 is the ruler, whatever the skin, beard or light, and blur or compression hardly matter. The closed mouth is a
 reference picture if there is one (always pass it for generated video: blur hides which frame is closed),
-else those frames of the clip with the darkest line between the lips.
+else the frames of the clip with the lowest mouth.
 Eyes: how far each frame lies between the clip's usual (open) eye and its most unusual (closed) one.
 
 Values are relative: compare them by correlation. Needs OpenCV (extra `synth`).
@@ -48,13 +48,17 @@ def mouth_opening(
 
 
 def _likely_closed(patches: Patches) -> NDArray[np.int64]:
-    """The frames whose lips most likely meet: dark between the lips without teeth, tongue or a deep inside near by."""
-    light = patches.mean(axis=(2, 3))
-    line = light[:, _LINE].min(axis=1)
-    near = light[:, _LINE.start - 5 : _LINE.stop + 7]
-    # Teeth make the brightest row near the line brighter than skin, an inside makes many rows dark.
-    valley = np.median(near, axis=1) - line
-    return np.argsort(near.std(axis=1) + np.abs(near.max(axis=1) - np.median(near, axis=1)) - valley)[:_GROUP]
+    """The frames whose mouth is lowest: whose colours unlike the skin above and below spread over fewest rows."""
+    away = np.full(patches.shape[:3], np.inf)
+    for rows in (slice(0, 2), slice(-3, None)):
+        skin = np.median(patches[:, rows].reshape(len(patches), -1, 3), axis=1)[:, None, None]
+        away = np.minimum(away, np.sqrt(((patches - skin) ** 2).sum(axis=-1)))
+    weight = np.clip(away - 12.0, 0, 40).mean(axis=2)
+    row = np.arange(patches.shape[1])
+    total = weight.sum(axis=1) + 1e-6
+    middle = (weight * row).sum(axis=1) / total
+    spread = (weight * (row - middle[:, None]) ** 2).sum(axis=1) / total
+    return np.argsort(spread)[:_GROUP]
 
 
 def _slide(patches: Patches, closed: Patches) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

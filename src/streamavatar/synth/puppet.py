@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamavatar.synth import body, features
-from streamavatar.synth.artwork import Layer, Picture, Points, blend, ellipse
+from streamavatar.synth.artwork import Layer, Picture, Points, as_picture, blend, ellipse
 from streamavatar.synth.features import Pose
 from streamavatar.synth.hair import back_hair, front_hair
 from streamavatar.synth.identity import PuppetIdentity
@@ -89,7 +89,7 @@ class PuppetRenderer:
         self._lay_pixels(image, self._compose_head(pose), self._head, place)
         if pose.raise_ > 0:
             self._lay_hand(image, pose)
-        return cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        return as_picture(cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA))
 
     def render_clip(self, performance: Performance) -> Picture:
         """All frames, RGB uint8 [F, size, size, 3]."""
@@ -124,12 +124,13 @@ class PuppetRenderer:
             # Only on skin: the beard must not hang in the air beside a turned face.
             skin = cv2.extractChannel(canvas, 3)
             moved = cv2.multiply(moved, cv2.merge([skin] * 4), scale=1 / 255)
-            blend(canvas, moved)
+            blend(canvas, as_picture(moved))
         features.draw(canvas, self.identity, pose, self.scale, base.x / self.scale, base.y / self.scale)
         if self._front_hair is not None:
             dx, dy = shift[1] * 0.55 * self.scale
             matrix = np.array([[1.0, 0.0, dx], [0.0, 1.0, dy]])
-            blend(canvas, cv2.warpAffine(self._front_hair.pixels, matrix, (canvas.shape[1], canvas.shape[0])))
+            moved = cv2.warpAffine(self._front_hair.pixels, matrix, (canvas.shape[1], canvas.shape[0]))
+            blend(canvas, as_picture(moved))
         features.draw_glasses(canvas, self.identity, pose, self.scale, base.x / self.scale, base.y / self.scale)
         return canvas
 
@@ -157,7 +158,7 @@ class PuppetRenderer:
         matrix = matrix.copy()
         matrix[:, 2] -= (x0 - left, y0 - top)
         moved = cv2.warpAffine(pixels, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
-        blend(image[y0:y1, x0:x1], moved)
+        blend(image[y0:y1, x0:x1], as_picture(moved))
 
     def _wrist(self, pose: Pose) -> tuple[float, float, float]:
         """x, y of the wrist and the rotation in radians."""
@@ -214,7 +215,8 @@ class PuppetRenderer:
             hand = box if box[3] > box[1] + 1 else hand
         return {
             "mouth_center": mouth, "mouth": np.concatenate([mouth + below - half, mouth + below + half]),
-            "eye_left": np.concatenate([left - eye, left + eye]), "eye_right": np.concatenate([right - eye, right + eye]),
+            "eye_left": np.concatenate([left - eye, left + eye]),
+            "eye_right": np.concatenate([right - eye, right + eye]),
             "face": np.concatenate([outline.min(axis=0), outline.max(axis=0)]), "hand": hand,
             "mouth_gap": np.array(features.MOUTH_GAP * pose.mouth_open * self.size),
         }  # fmt: skip

@@ -37,7 +37,8 @@ class Recipe:
 
     Attributes:
         model: what is built.
-        latents: length of a training clip, the reference included.
+        latents: length of a clip, the reference included.
+        window: length of the teacher's samples, cut from clips; long enough for the ring to be full and shifted.
         dialogues, dialogue_seconds: speech for the audio encoder.
         codec_clips, clips, pairs: rendered clips for the codec, for the teacher, and teacher trajectories.
         solver_steps, guidance: of the trajectories.
@@ -49,6 +50,7 @@ class Recipe:
     teacher: TrainConfig
     student: TrainConfig
     latents: int = 22
+    window: int = 13
     dialogues: int = 48
     dialogue_seconds: int = 60
     codec_clips: int = 192
@@ -189,7 +191,7 @@ def teacher_stage(run: Run) -> None:
     """Train the bidirectional teacher."""
     model = run.build("audio", "linear")
     model.transformer.reference_scale.copy_(model.codec.spread / model.codec.scale)
-    run.train(TeacherMethod(model, LatentSet.load(run.folder / "clips")), run.recipe.teacher, "teacher")
+    run.train(TeacherMethod(model, LatentSet.load(run.folder / "clips"), run.recipe.window), run.recipe.teacher, "teacher")
     run.keep(model, "teacher")
 
 

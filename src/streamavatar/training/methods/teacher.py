@@ -42,12 +42,13 @@ class TeacherMethod:
     Args:
         model: whose transformer and projections are trained.
         clips: training data.
+        window: latents of a training sample, the reference included; cut from the clips at random.
     """
 
-    def __init__(self, model: AvatarModel, clips: LatentSet) -> None:
+    def __init__(self, model: AvatarModel, clips: LatentSet, window: int) -> None:
         trainable(model)
         self.module: nn.Module = model
-        self.model, self.clips = model, clips
+        self.model, self.clips, self.window = model, clips, window
 
     def _sigma(self, batch: int, latents: int, generator: torch.Generator) -> Tensor:
         """Noise levels [B, T]; 0 for the reference."""
@@ -63,6 +64,8 @@ class TeacherMethod:
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         clips = self.clips.take(torch.randint(len(self.clips), (batch,), generator=generator))
+        last = clips.latents.shape[2] - self.window + 1
+        clips = clips.crop(torch.randint(1, last + 1, (batch,), generator=generator), self.window)
         z = clips.latents
         sigma = self._sigma(batch, z.shape[2], generator)
         x = add_noise(z, torch.randn(z.shape, generator=generator), sigma)
