@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from streamavatar.config import AudioConfig, CodecConfig, ContextConfig, ModelConfig, TransformerConfig
@@ -16,6 +17,9 @@ from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
 from streamavatar.rollout import Noise
 from streamavatar.seeds import seed_for
+
+settings.register_profile("busy", deadline=None)  # the first call of a kernel is slow, and so is a shared machine
+settings.load_profile("busy")
 
 SMALL = ModelConfig(
     name="small",

@@ -91,7 +91,7 @@ def test_indices_stay_between_zero_and_the_cap(positions: Positions, chunk: int)
     window = literal_window(positions, chunk)
     if positions.context.sink == "none" and 0 in positions.window(chunk).chunks:
         window = window[1:]  # a reference that is no sink, about to leave
-    assert 0 <= min(window)
+    assert min(window) >= 0
     assert max(window) == max(positions.literal_query(chunk)) <= positions.largest
 
 

@@ -15,7 +15,7 @@ from streamavatar.schedule import (
     velocity_from_sample,
 )
 
-levels = st.floats(0.02, 1.0, width=32)
+levels = st.floats(0.05, 1.0)
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,8 +59,8 @@ def test_velocity_of_a_clean_latent_is_zero() -> None:
 def test_shift_keeps_the_ends_and_is_undone_by_its_inverse(sigma: float, shift: float) -> None:
     value = torch.tensor(sigma, dtype=torch.float64)
     moved = shift_sigma(value, shift)
-    assert 0 < float(moved) <= 1
-    assert (float(moved) >= sigma - 1e-12) == (shift >= 1 or sigma == 1)
+    assert 0 < float(moved) <= 1 + 1e-12
+    assert (float(moved) - sigma) * (shift - 1) >= -1e-12
     torch.testing.assert_close(shift_sigma(moved, 1 / shift), value)
 
 
@@ -68,7 +68,8 @@ def test_shift_keeps_the_ends_and_is_undone_by_its_inverse(sigma: float, shift: 
 def test_solver_levels_fall_from_one_to_zero(steps: int, shift: float) -> None:
     sigmas = solver_sigmas(steps, shift)
     assert sigmas.shape == (steps + 1,)
-    assert (sigmas[0], sigmas[-1]) == (1, 0)
+    assert float(sigmas[0]) == pytest.approx(1)
+    assert sigmas[-1] == 0
     assert bool((sigmas.diff() < 0).all())
 
 

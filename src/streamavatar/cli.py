@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,7 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Live human avatars that talk and listen: one picture and two audio lanes become a streamed video.",
 )
-console = Console(stderr=True)
 
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model folder; the bundled default if left out.")]
 PrecisionOption = Annotated[
@@ -38,6 +38,8 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of each of the two workers; half of the cores if left out.")
 ]
 
+INTERRUPTED = 130  # exit status after Ctrl-C, by custom
+
 # Sound that AAC can carry and that has a whole number of samples per frame at 25 fps.
 OUTPUT_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
@@ -45,23 +47,25 @@ OUTPUT_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64
 def main() -> None:
     """Entry point: one-line errors, exit status 2 for bad input and 130 for Ctrl-C."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        console.print("stopped")
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
     except Exception as error:  # usage errors of the command-line library; anything else is ours and has a traceback
         if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
+    sys.exit(status or 0)
 
 
-def _fail(message: str) -> None:
+@lru_cache(maxsize=1)
+def _console() -> Console:
+    """Made when it is needed: it reads the environment."""
+    return Console(stderr=True)
+
+
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -93,7 +97,7 @@ def render(
     lanes = {name: _playable(audio) for name, audio in lanes.items()}
     for audio in lanes.values():
         if audio.warning:
-            console.print(f"[yellow]note:[/] {audio.warning}", highlight=False)
+            _console().print(f"[yellow]note:[/] {audio.warning}", highlight=False)
     length = seconds or max(audio.seconds for audio in lanes.values())
     rates = {name: audio.rate for name, audio in lanes.items()}
     portrait = image if image is not None else bundled.portrait(avatar or bundled.DEFAULT_AVATAR).path
@@ -127,7 +131,7 @@ def _write_video(writer: Any, casts: list[tuple[Session, dict[str, Any]]], lengt
     fps = float(writer.fps)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     begin = perf_counter()
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=_console()) as progress:
         task = progress.add_task("rendering", total=length, speed="")
         for outputs in zip(*(run_lanes(session, lanes, length) for session, lanes in casts), strict=True):
             frames = np.concatenate([output.frames for output in outputs], axis=2)
@@ -254,7 +258,7 @@ def train(
         torch.set_num_threads(threads)
     folder = out or Path("runs") / recipe
     columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[text]}"), console=console) as progress:
+    with Progress(*columns, TextColumn("{task.fields[text]}"), console=_console()) as progress:
         tasks: dict[str, Any] = {}
 
         def tell(stage: str, done: int, total: int, text: str) -> None:

@@ -77,9 +77,7 @@ def test_unread_outputs_come_later(tiny: Avatar, face: np.ndarray, voice: np.nda
 
 
 @pytest.mark.parametrize("lane", ["agent", "user"])
-def test_later_audio_never_changes_earlier_frames(
-    tiny: Avatar, face: np.ndarray, voice: np.ndarray, lane: str
-) -> None:
+def test_later_audio_never_changes_earlier_frames(tiny: Avatar, face: np.ndarray, voice: np.ndarray, lane: str) -> None:
     lanes = {"agent": voice, "user": voice[::-1].copy()}
     before = whole(tiny, face, **lanes)
     for chunk in (1, 2, 3):

@@ -84,9 +84,9 @@ class AvatarModel(nn.Module):
         """
         try:
             text = (folder / CONFIG).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{folder}: no readable {CONFIG} ({error.strerror}); give a model folder with {CONFIG} and {WEIGHTS}"
+                f"{folder}: no readable {CONFIG} ({error}); give a model folder with {CONFIG} and {WEIGHTS}"
             ) from error
         model = AvatarModel(ModelConfig.from_json(text, source=str(folder / CONFIG)))
         model._read_weights(folder / WEIGHTS)

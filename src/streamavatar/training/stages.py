@@ -38,7 +38,7 @@ class Recipe:
     Attributes:
         model: what is built.
         latents: length of a clip, the reference included.
-        window: length of the teacher's samples, cut from clips; long enough for the ring to be full and shifted.
+        window: length of a training sample, cut from a clip; long enough for the ring to be full and shifted.
         dialogues, dialogue_seconds: speech for the audio encoder.
         codec_clips, clips, pairs: rendered clips for the codec, for the teacher, and teacher trajectories.
         solver_steps, guidance: of the trajectories.
@@ -55,7 +55,7 @@ class Recipe:
     dialogue_seconds: int = 60
     codec_clips: int = 192
     clips: int = 1536
-    pairs: int = 768
+    pairs: int = 1024
     solver_steps: int = 16
     guidance: float = 1.0
     seed: int = 0
@@ -191,7 +191,9 @@ def teacher_stage(run: Run) -> None:
     """Train the bidirectional teacher."""
     model = run.build("audio", "linear")
     model.transformer.reference_scale.copy_(model.codec.spread / model.codec.scale)
-    run.train(TeacherMethod(model, LatentSet.load(run.folder / "clips"), run.recipe.window), run.recipe.teacher, "teacher")
+    run.train(
+        TeacherMethod(model, LatentSet.load(run.folder / "clips"), run.recipe.window), run.recipe.teacher, "teacher"
+    )
     run.keep(model, "teacher")
 
 
@@ -207,12 +209,13 @@ def pairs_stage(run: Run) -> None:
         if not path.exists():
             chosen = torch.arange(start, min(start + size, recipe.pairs)) % len(clips)
             generator = torch.Generator().manual_seed(seed_for(recipe.seed, "pairs", start))
-            batch = clips.take(chosen)
+            starts = torch.randint(1, recipe.latents - recipe.window + 2, chosen.shape, generator=generator)
+            batch = clips.take(chosen).crop(starts, recipe.window)
             noise = torch.randn(batch.latents.shape, generator=generator)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 points, ends = trajectories(model, batch, noise, recipe.solver_steps, recipe.guidance)
             temporary = path.with_suffix(".partial")
-            save_file({"points": points.half(), "ends": ends.half(), "clips": chosen}, temporary)
+            save_file({"points": points.half(), "ends": ends.half(), "clips": chosen, "starts": starts}, temporary)
             temporary.rename(path)
         run.progress("pairs", min(start + size, recipe.pairs), recipe.pairs, "clips")
 
@@ -222,8 +225,7 @@ def student_stage(run: Run) -> None:
     model = run.build("teacher")
     shards = [load_file(path) for path in sorted((run.folder / "pairs").glob("*.safetensors"))]
     pairs = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-    clips = LatentSet.load(run.folder / "clips")
-    chosen = LatentSet(**{name: getattr(clips, name)[pairs["clips"]] for name in LatentSet.__dataclass_fields__})
+    chosen = LatentSet.load(run.folder / "clips").take(pairs["clips"]).crop(pairs["starts"], run.recipe.window)
     run.train(OdeMethod(model, chosen, pairs["points"], pairs["ends"]), run.recipe.student, "student")
     run.keep(model, "student")
 

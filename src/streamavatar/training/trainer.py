@@ -109,18 +109,22 @@ class Trainer:
             group["lr"] = config.rate(self.step)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
             values = self.method.loss(self.step, config.batch, generator)
-        if not torch.isfinite(values["loss"]):
-            raise UserError(
-                f"{self.folder.name}: the loss is not finite at step {self.step} (seed {config.seed}); "
-                "the last checkpoint is intact: lower the learning rate and resume"
-            )
+        self._require_finite(values["loss"], "loss")
         values["loss"].backward()
         values["grad"] = nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        self._require_finite(values["grad"], "gradient")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.step)
         self.step += 1
         return {name: value.detach() for name, value in values.items()}
+
+    def _require_finite(self, value: Tensor, name: str) -> None:
+        if not torch.isfinite(value):
+            raise UserError(
+                f"{self.folder.name}: the {name} is not finite at step {self.step} (seed {self.config.seed}); "
+                "the last checkpoint is intact: lower the learning rate and resume"
+            )
 
     def _save(self) -> None:
         state = {

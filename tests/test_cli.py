@@ -1,0 +1,257 @@
+"""The command line: what it writes, what it says, and that bad input never leaves a traceback or half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from streamavatar import bundled, cli
+from streamavatar.geometry import Geometry
+from streamavatar.media import VideoWriter, read_audio, read_video
+from streamavatar.models.avatar import AvatarModel
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def model(make_model: Callable[..., AvatarModel], tmp_path: Path) -> Path:
+    made = make_model(
+        geometry=Geometry(height=64, width=64, latent_channels=8),
+        transformer={"prediction": "sample", "residual": True},
+    )
+    made.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """run("render", ...) -> exit status, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["streamavatar", *map(str, words)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def portrait(tmp_path: Path) -> Path:
+    path = tmp_path / "me.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 90, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def write_audio(path: Path, samples: np.ndarray, rate: int, codec: str = "pcm_s16le") -> Path:
+    with av.open(str(path), "w") as container:
+        layout = "mono" if samples.ndim == 1 else "stereo"
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(
+            (np.atleast_2d(samples.T) * 32000).astype(np.int16).T.reshape(1, -1), "s16", layout
+        )
+        frame.rate = rate
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    return path
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    return write_audio(tmp_path / "speech.wav", np.sin(np.arange(24000 * 2) / 30) * 0.5, 24000)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_render_writes_video_with_the_agents_own_audio(
+    run: Run, model: Path, portrait: Path, speech: Path, tmp_path: Path
+) -> None:
+    user = write_audio(tmp_path / "user.wav", np.zeros((44100, 2)), 44100)
+    out, report = tmp_path / "out.mp4", tmp_path / "report.json"
+    status, text, _ = run(
+        "render", "--model", model, "--image", portrait, "--agent-audio", speech, "--user-audio", user, "-o", out, "--json", report
+    )  # fmt: skip
+    assert status == 0
+    assert "real-time factor" in text
+    assert read_video(out).shape == (50, 64, 64, 3)
+    sound = read_audio(out)
+    assert sound.rate == 24000
+    assert abs(sound.seconds - 2.0) < 0.1
+    heard, said = sound.samples[4800:43200], read_audio(speech).samples[4800:43200]
+    assert np.corrcoef(heard, said)[0, 1] > 0.95
+    values = json.loads(report.read_text())
+    assert values["video_seconds"] == 2.0
+    assert values["rtf"] > 0
+    assert values["peak_memory_bytes"] > 2**20
+    assert {"p50", "p99"} <= set(values["chunk_seconds"]["chunk"])
+
+
+def test_silence_and_cutting(run: Run, model: Path, speech: Path, tmp_path: Path) -> None:
+    assert run("render", "--model", model, "--seconds", 1, "-o", tmp_path / "a.mp4")[0] == 0
+    assert len(read_video(tmp_path / "a.mp4")) == 25
+    assert run("render", "--model", model, "--user-audio", speech, "--seconds", 0.5, "-o", tmp_path / "b.mkv")[0] == 0
+    assert len(read_video(tmp_path / "b.mkv")) == 13
+
+
+def test_unusual_rates_are_carried(run: Run, model: Path, tmp_path: Path) -> None:
+    for rate in (8000, 12345, 192000):
+        audio = write_audio(tmp_path / f"{rate}.wav", np.sin(np.arange(rate) / 9) * 0.3, rate)
+        status, _, err = run("render", "--model", model, "--agent-audio", audio, "-o", tmp_path / "out.mp4")
+        assert status == 0, err
+        assert abs(read_audio(tmp_path / "out.mp4").seconds - 1) < 0.1
+
+
+def test_same_seed_same_video(run: Run, model: Path, speech: Path, tmp_path: Path) -> None:
+    frames = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        out = tmp_path / f"{name}.mp4"
+        options = ("--precision", "float32", "--seed", seed, "--seconds", 1)
+        assert run("render", "--model", model, "--agent-audio", speech, *options, "-o", out)[0] == 0
+        frames.append(read_video(out))
+    np.testing.assert_array_equal(frames[0], frames[1])
+    assert (frames[0] != frames[2]).any()
+
+
+def bad_inputs(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
+    """Name to (arguments beyond model and output, what the message must say)."""
+    rng = np.random.default_rng(0)
+    good = tmp_path / "good.wav"
+    write_audio(good, rng.standard_normal(16000) * 0.1, 16000)
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (20, 20)).save(tmp_path / "tiny.png")
+    (tmp_path / "empty.wav").touch()
+    with VideoWriter(tmp_path / "mute.mp4", 64, 64, audio_rate=None) as writer:
+        writer.write(np.zeros((3, 64, 64, 3), np.uint8))
+    sound = ["--agent-audio", good]
+    return {
+        "no lane": ([], "--seconds"),
+        "missing picture": (["--image", tmp_path / "nobody.png", *sound], "nobody.png"),
+        "no picture": (["--image", tmp_path / "text.png", *sound], "text.png"),
+        "tiny picture": (["--image", tmp_path / "tiny.png", *sound], "64"),
+        "both portraits": (["--image", good, "--avatar", "ada", *sound], "not both"),
+        "unknown avatar": (["--avatar", "nobody", *sound], "ada"),
+        "missing audio": (["--agent-audio", tmp_path / "none.wav"], "none.wav"),
+        "empty audio": (["--agent-audio", tmp_path / "empty.wav"], "empty.wav"),
+        "no audio stream": (["--user-audio", tmp_path / "mute.mp4"], "audio"),
+        "negative length": (["--seconds", "-1"], "seconds"),
+        "unknown option": (["--sekonds", "1"], "sekonds"),
+        "unknown device": (["--device", "abacus", *sound], "abacus"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["no lane", "missing picture", "no picture", "tiny picture", "both portraits", "unknown avatar", "missing audio",
+     "empty audio", "no audio stream", "negative length", "unknown option", "unknown device"],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(case: str, run: Run, model: Path, tmp_path: Path) -> None:
+    words, message = bad_inputs(tmp_path)[case]
+    before = names(tmp_path)
+    status, out, err = run("render", "--model", model, *words, "-o", tmp_path / "out.mp4")
+    assert status == 2
+    assert not out
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("target", ["no/such/folder/out.mp4", "out.gif", "."])
+def test_unwritable_output(target: str, run: Run, model: Path, tmp_path: Path) -> None:
+    before = names(tmp_path)
+    status, _, err = run("render", "--model", model, "--seconds", 1, "-o", tmp_path / target)
+    assert (status, len(err.strip().splitlines())) == (2, 1)
+    assert names(tmp_path) == before
+
+
+def test_a_broken_model_is_named(run: Run, model: Path, tmp_path: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    for change, message in (
+        ({"transformer": {**config["transformer"], "ffn_dim": 96}}, "ffn"),
+        ({"format": 9}, "format"),
+    ):
+        (model / "config.json").write_text(json.dumps({**config, **change}))
+        status, _, err = run("render", "--model", model, "--seconds", 1, "-o", tmp_path / "out.mp4")
+        assert (status, message in err, len(err.strip().splitlines())) == (2, True, 1), err
+    status, _, err = run("render", "--model", tmp_path / "nowhere", "--seconds", 1, "-o", tmp_path / "out.mp4")
+    assert (status, "config.json" in err) == (2, True)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_ctrl_c_leaves_a_playable_file(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    command = [
+        sys.executable,
+        "-m",
+        "streamavatar.cli",
+        "render",
+        "--model",
+        str(model),
+        "--seconds",
+        "3000",
+        "-o",
+        str(out),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "100"})
+    deadline = time.monotonic() + 60
+    partial: list[Path] = []
+    while time.monotonic() < deadline and not (partial and partial[0].stat().st_size > 20_000):
+        time.sleep(0.1)
+        partial = [path for path in tmp_path.iterdir() if path.is_file()]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert len(read_video(out)) >= 12
+    assert names(tmp_path) == {"model", "out.mp4"}
+
+
+def test_avatars_lists_the_portraits(run: Run) -> None:
+    status, out, _ = run("avatars")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == sorted(bundled.portraits())
+
+
+def test_bench_writes_its_figures(run: Run, model: Path, tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    status, out, err = run("bench", "--model", model, "--seconds", 2, "--repeats", 1, "--json", report)
+    assert status == 0, err
+    assert "real-time factor" in out
+    values = json.loads(report.read_text())
+    assert values["machine"]["cores"] >= 1
+    assert values["config"]["name"] == "small"
+    assert {"rtf", "first_frame_seconds", "chunk_seconds", "commit", "peak_memory_bytes"} <= set(values)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing"], "puppets"),
+        (["micro", "--stages", "magic"], "teacher"),
+        (["micro", "--set", "teacher"], "key=value"),
+        (["micro", "--set", "teacher.stepz=1"], "stepz"),
+        (["micro", "--set", "teacher.steps=many"], "steps"),
+        (["micro", "--set", "teacher=1"], "teacher"),
+    ],
+)
+def test_train_refuses_bad_settings(words: list[str], message: str, run: Run, tmp_path: Path) -> None:
+    status, _, err = run("train", *words, "--out", tmp_path / "run")
+    assert (status, message in err, len(err.strip().splitlines())) == (2, True, 1), err
+    assert not (tmp_path / "run").exists()
