@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 
+DEFAULT := src/streamavatar/assets/models/puppets-128
+
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 PLAIN := $(VENV)/.installed
@@ -15,7 +17,7 @@ APT := sh -c 'command -v apt-get >/dev/null || exit 1; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" >/dev/null' apt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test test-slow lint bench clean
+.PHONY: help setup system demo test test-slow lint bench model clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -44,6 +46,10 @@ lint: $(DEV) ## ruff, mypy and import directions alone
 
 bench: $(PLAIN) ## measure the speed on this machine
 	$(BIN)/streamavatar bench
+
+model: system $(DEV) ## train the bundled default (up to two hours, resumable) and put it into the package
+	$(BIN)/streamavatar train puppets
+	rm -rf $(DEFAULT) && mkdir -p $(dir $(DEFAULT)) && cp -r runs/puppets/model $(DEFAULT)
 
 clean: ## remove .venv, caches, builds and the demo
 	rm -rf $(VENV) build dist demo.mp4 demo.json .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

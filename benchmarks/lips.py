@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from streamavatar.avatar import Avatar
-from streamavatar.bench import commit, machine
 from streamavatar.engine import run_lanes
+from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
 from streamavatar.synth.clips import Clip, make_clip
 from streamavatar.synth.measure import mouth_opening

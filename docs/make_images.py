@@ -25,7 +25,7 @@ IMAGES = Path(__file__).parent / "images"
 SIZE = 128
 COLUMNS, ROWS = 6, 4
 PICTURES, STRIDE = 8, 3  # a strip: every third frame, 24 frames in all
-TALKING_FROM = 3.16  # seconds: "Wonderful", the agent's first word
+TALKING_FROM = 5.4  # seconds: "to the mountains"
 
 
 def sheet() -> np.ndarray:
@@ -60,7 +60,7 @@ def main() -> None:
     pictures = {
         "identities": sheet(),
         "talking": strip("ada", performance, TALKING_FROM),
-        "listening": strip("ada", performance, nod_times(dialogue)[0] - 0.04),
+        "listening": strip("ada", performance, nod_times(dialogue)[1] - 0.12),
     }
     for name, picture in pictures.items():
         Image.fromarray(picture).save(IMAGES / f"{name}.png", optimize=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Literal
 
 import numpy as np
@@ -20,7 +18,6 @@ from streamavatar.engine.session import LANES
 from streamavatar.errors import UserError
 from streamavatar.media import image_from_array, read_image
 from streamavatar.models.avatar import AvatarModel
-from streamavatar.models.transformer import Conditions, Transformer
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -51,8 +48,8 @@ class Avatar:
         Args:
             path: a folder with config.json and model.safetensors.
             device: a torch device.
-            precision: of the transformer and the codec. "auto" is bfloat16 on a GPU; on a CPU it times one pass
-                in each and takes bfloat16 only where that is clearly faster.
+            precision: of the transformer and the codec's convolutions. "auto" is bfloat16 on a GPU and on CPUs that
+                multiply it natively (AVX-512 BF16, AMX), else float32.
             threads: of each of the two workers; by default half of the cores.
 
         Raises:
@@ -67,7 +64,7 @@ class Avatar:
             raise UserError(f"cannot use device {device!r} ({str(error).splitlines()[0]}); try --device cpu") from error
         if precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"unknown precision {precision!r}; use auto, float32 or bfloat16")
-        if precision == "bfloat16" or (precision == "auto" and _half_is_faster(model, pipeline)):
+        if precision == "bfloat16" or (precision == "auto" and _half_is_fast(torch.device(device))):
             model.transformer.bfloat16()
             model.codec.detail.bfloat16()
         return Avatar(model, pipeline)
@@ -114,26 +111,9 @@ class Avatar:
         )
 
 
-def _half_is_faster(model: AvatarModel, pipeline: Pipeline, margin: float = 1.1) -> bool:
-    """Whether one pass in bfloat16 beats float32 by `margin` on this machine; always true on a GPU."""
-    parameter = model.transformer.head.head.weight
-    if parameter.device.type != "cpu":
+def _half_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively; asked, not timed, so that a machine always decides alike."""
+    if device.type != "cpu":
         return True
-    full, half = (pipeline.call(partial(_time_pass, model, dtype)) for dtype in (torch.float32, torch.bfloat16))
-    return full > margin * half
-
-
-def _time_pass(model: AvatarModel, dtype: torch.dtype) -> float:
-    """Best seconds of a pass over ten latents, about what a chunk sees."""
-    config, g = model.config, model.config.geometry
-    transformer = Transformer(config.transformer).to(dtype).eval()
-    x = torch.randn(1, g.latent_channels, 10, g.latent_height, g.latent_width, dtype=dtype)
-    audio = torch.randn(1, 10, config.audio.tokens, config.audio.dim, dtype=dtype)
-    conditions = Conditions(audio, audio, x[:, :, :1])
-    times = []
-    with torch.inference_mode():
-        for _ in range(4):
-            begin = perf_counter()
-            transformer(x, torch.ones(1, 10), conditions)
-            times.append(perf_counter() - begin)
-    return min(times)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,41 +9,13 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from streamavatar import bundled
 from streamavatar.avatar import Avatar
 from streamavatar.engine import run_lanes
 from streamavatar.engine.telemetry import peak_memory
 from streamavatar.media import VideoWriter, read_audio
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
-        model = next(lines, f": {model}").split(":", 1)[1].strip()
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def commit() -> str:
-    """The commit of a source checkout, "+" behind it if it has changes; "unknown" elsewhere."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    head = git("rev-parse", "--short", "HEAD")
-    return head + ("+" if git("status", "--porcelain", "--", ".") else "") if head else "unknown"
+from streamavatar.provenance import commit, machine
 
 
 def bench(avatar: Avatar, seconds: float, repeats: int = 3) -> dict[str, Any]:

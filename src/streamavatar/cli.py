@@ -31,7 +31,7 @@ app = typer.Typer(
 
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model folder; the bundled default if left out.")]
 PrecisionOption = Annotated[
-    Literal["auto", "float32", "bfloat16"], typer.Option(help="auto takes bfloat16 where it is faster.")
+    Literal["auto", "float32", "bfloat16"], typer.Option(help="auto takes bfloat16 where the processor multiplies it.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="Torch device, for example cpu or cuda.")]
 ThreadsOption = Annotated[
@@ -145,8 +145,8 @@ def _write_video(writer: Any, casts: list[tuple[Session, dict[str, Any]]], lengt
 
 
 def _report(avatar: Avatar, session: Session, shown: float, wall: float, output: Path, report: Path | None) -> None:
-    from streamavatar.bench import commit, machine
     from streamavatar.engine.telemetry import peak_memory
+    from streamavatar.provenance import commit, machine
 
     rtf = wall / shown
     print(f"{output}: {shown:.2f} s of video in {wall:.2f} s (real-time factor {rtf:.2f}, {avatar.precision})")

@@ -21,6 +21,7 @@ from streamavatar.data.latents import LatentSet
 from streamavatar.data.prepare import make_frames, make_latents
 from streamavatar.errors import UserError
 from streamavatar.models.avatar import AvatarModel
+from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
 from streamavatar.synth.dialogue import make_dialogue
 from streamavatar.synth.performance import perform
@@ -85,7 +86,9 @@ class Run:
         text = json.dumps(asdict(recipe), indent=2) + "\n"
         if self.record.exists() and json.loads(self.record.read_text()).get("model") != json.loads(text)["model"]:
             raise UserError(f"{folder}: holds a run of another model; give another --out, or delete the folder")
-        self.record.write_text(text)
+        temporary = self.record.with_suffix(".partial")
+        temporary.write_text(text)
+        temporary.replace(self.record)
 
     def done(self, stage: str) -> bool:
         return (self.folder / stage / "DONE").exists()
@@ -231,10 +234,24 @@ def student_stage(run: Run) -> None:
 
 
 def export_stage(run: Run) -> None:
-    """Write the model folder that run time loads."""
+    """Write the model folder that run time loads, with a card that says how it was made."""
     model = run.build("student")
     run.restore(model.codec, "codec")
     model.save(run.folder / "model")
+    card = {
+        "name": run.recipe.model.name,
+        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
+        "recipe": asdict(run.recipe),
+        "last": {stage: _last_line(run.folder / stage / "log.jsonl") for stage in STAGES},
+        "machine": machine(),
+        "commit": commit(),
+    }
+    (run.folder / "model" / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _last_line(log: Path) -> dict[str, float] | None:
+    """Step, rate and losses at the end of a stage; None for stages that do not train."""
+    return json.loads(log.read_text().splitlines()[-1]) if log.exists() else None
 
 
 STAGES: dict[str, Callable[[Run], None]] = {

@@ -93,7 +93,8 @@ class Trainer:
                 if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                     speed = (self.step - first) / (time.monotonic() - began)
                     numbers = {name: float(value) for name, value in values.items()}
-                    log.write(json.dumps({"step": self.step, "lr": self.config.rate(self.step), **numbers}) + "\n")
+                    record = {"step": self.step, "time": time.time(), "lr": self.config.rate(self.step), **numbers}
+                    log.write(json.dumps(record) + "\n")
                     log.flush()
                     text = " ".join(f"{name} {value:.4f}" for name, value in numbers.items())
                     self.progress(self.folder.name, self.step, self.config.steps, f"{text} {speed:.2f} steps/s")

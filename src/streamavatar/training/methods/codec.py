@@ -106,7 +106,7 @@ class DecoderMethod:
         pictures = to_unit(np.stack([self.clips[c, :1] for c, _ in picks]))
         moving = to_unit(np.stack([self.clips[c, s - 1 : s + span] for (c, _), s in zip(picks, first, strict=True)]))
         mouth = torch.stack([self.mouths[c, k : k + self.latents] for c, k in picks])
-        weight = 1 + 4 * functional.interpolate(mouth, scale_factor=geometry.spatial_stride)
+        weight = 1 + 8 * functional.interpolate(mouth, scale_factor=geometry.spatial_stride)
         weight = weight.repeat_interleave(geometry.temporal_stride, dim=1)[:, None]
         with torch.autocast("cpu", enabled=False):
             z = self.codec.encode(moving)[:, :, 1:]

@@ -1,0 +1,38 @@
+"""Pretraining of the audio encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.training.methods.audio import TARGETS, AudioMethod
+
+
+def method(make_model: Callable[..., AvatarModel]) -> AudioMethod:
+    generator = torch.Generator().manual_seed(0)
+    lanes = 0.1 * torch.randn(2, 60 * 640, generator=generator)
+    torch.manual_seed(0)
+    return AudioMethod(make_model().audio.encoder, lanes, torch.rand(2, 60, TARGETS, generator=generator), crop=20)
+
+
+def test_a_prediction_per_frame_from_five_frames(make_model: Callable[..., AvatarModel]) -> None:
+    audio = method(make_model)
+    lead = audio.encoder.history + 2
+    wave = audio.lanes[:, : (lead + 20 + 2) * 640]
+    plain = audio.predict(wave)
+    assert plain.shape == (2, 20, TARGETS)
+    other = wave.clone()
+    other[:, (lead + 12) * 640 :] += torch.randn(2, 10 * 640, generator=torch.Generator().manual_seed(1))
+    changed = (audio.predict(other) - plain).abs().amax((0, 2)) > 1e-5
+    assert changed.tolist() == [False] * 10 + [True] * 10  # frame 12 is heard two frames before
+
+
+def test_everything_learns(make_model: Callable[..., AvatarModel]) -> None:
+    audio = method(make_model)
+    values = audio.loss(0, 3, torch.Generator().manual_seed(0))
+    values["loss"].backward()
+    assert values.keys() == {"loss", "visemes", "opening", "r"}
+    assert all(p.grad is not None and bool(p.grad.any()) for p in audio.module.parameters())
+    assert torch.equal(values["loss"], audio.loss(0, 3, torch.Generator().manual_seed(0))["loss"])

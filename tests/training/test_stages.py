@@ -1,0 +1,93 @@
+"""The stages that need neither pictures nor speech, from given parts to a model folder; `recipes` tests the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamavatar.config import ModelConfig
+from streamavatar.data.latents import LatentSet
+from streamavatar.errors import UserError
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.training.stages import STAGES, Recipe, Run
+from streamavatar.training.trainer import TrainConfig
+
+SHORT = TrainConfig(steps=4, batch=2, warmup=1, save_every=2, log_every=2)
+GIVEN, MADE = ["audio", "linear", "clips", "decoder"], ["teacher", "pairs", "student", "export"]
+
+
+@pytest.fixture
+def recipe(small: ModelConfig) -> Recipe:
+    transformer = replace(small.transformer, prediction="sample", residual=True, reference_channels=True)
+    model = replace(small, transformer=transformer)
+    return Recipe(model, SHORT, SHORT, SHORT, SHORT, latents=10, window=7, pairs=40, solver_steps=2)
+
+
+def quiet(stage: str, done: int, total: int, text: str) -> None:
+    pass
+
+
+def give(run: Run, make_clips: Callable[..., LatentSet]) -> AvatarModel:
+    """What the first stages leave: an encoder, a codec and clips."""
+    torch.manual_seed(7)
+    model = AvatarModel(run.recipe.model)
+    for buffer in model.codec.buffers():
+        buffer.copy_(torch.rand_like(buffer) + 0.5)
+    run.keep(model.audio.encoder, "audio")
+    run.keep(model.codec, "linear")
+    with torch.no_grad():
+        model.codec.detail.leave.bias.add_(1)
+    run.keep(model.codec, "codec")
+    make_clips(run.recipe.model).save(run.folder / "clips" / "clips-00000.safetensors")
+    for stage in GIVEN:
+        (run.folder / stage).mkdir(exist_ok=True)
+        (run.folder / stage / "DONE").touch()
+    return model
+
+
+def test_from_parts_to_a_model_folder(recipe: Recipe, tmp_path: Path, make_clips: Callable[..., LatentSet]) -> None:
+    told: list[str] = []
+    run = Run(recipe, tmp_path / "run", lambda stage, *rest: told.append(stage))
+    given = give(run, make_clips)
+    run.run(list(STAGES))
+    assert all(run.done(stage) for stage in STAGES)
+    assert set(told) == {"teacher", "pairs", "student"}
+    model = AvatarModel.load(tmp_path / "run" / "model")
+    assert model.config == recipe.model
+    for part, expected in (("audio.encoder", given.audio.encoder), ("codec", given.codec)):
+        for name, value in expected.state_dict().items():
+            stored = model.state_dict()[f"{part}.{name}"]
+            assert torch.equal(stored, value.bfloat16().float()) or torch.equal(stored, value), name
+    torch.testing.assert_close(model.transformer.reference_scale, given.codec.spread / given.codec.scale)
+    assert model.transformer.head.head.weight.any()
+
+    told.clear()
+    Run(recipe, tmp_path / "run", lambda stage, *rest: told.append(stage)).run(list(STAGES))
+    assert told == []
+
+
+def test_runs_are_reproducible(recipe: Recipe, tmp_path: Path, make_clips: Callable[..., LatentSet]) -> None:
+    for name in ("a", "b"):
+        run = Run(recipe, tmp_path / name, quiet)
+        give(run, make_clips)
+        torch.manual_seed(hash(name) % 1000)  # the surroundings do not matter
+        run.run(["teacher"])
+    a, b = ((tmp_path / name / "teacher.safetensors").read_bytes() for name in ("a", "b"))
+    assert a == b
+
+
+def test_a_folder_of_another_model_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    Run(recipe, tmp_path, quiet)
+    Run(replace(recipe, teacher=replace(SHORT, steps=8)), tmp_path, quiet)  # longer training of the same model is fine
+    with pytest.raises(UserError, match=r"another model; give another --out"):
+        Run(replace(recipe, model=replace(recipe.model, name="other")), tmp_path, quiet)
+
+
+@pytest.mark.parametrize(("stage", "missing"), [("teacher", "audio"), ("pairs", "teacher"), ("export", "student")])
+def test_a_stage_out_of_order(recipe: Recipe, tmp_path: Path, stage: str, missing: str) -> None:
+    with pytest.raises(UserError, match=f"stage '{missing}' has not run"):
+        Run(recipe, tmp_path, quiet).run([stage])
