@@ -167,6 +167,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args()
+    if options.clips < 2:
+        parser.error("--clips: at least 2, for the swap control")
     avatar = Avatar.load(options.model)
     clips = list(held_out(options.clips, options.seconds, avatar.config.geometry.height))
     figures, videos = evaluate(avatar, clips, clips[1:] + clips[:1])

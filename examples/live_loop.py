@@ -67,10 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if show(writer, session.push(agent=agent, user=user)):
                 waits.append(time.perf_counter() - begin)
         show(writer, session.finish())
-    print(f"{options.output}: {writer.frames_written} frames")  # noqa: T201
+    print(f"{options.output}: {writer.frames_written} frames")
     if waits:
         worst, median = 1000 * max(waits), 1000 * float(np.median(waits))
-        print(f"frames came {median:.0f} ms (median), {worst:.0f} ms (worst) after the last audio they need")  # noqa: T201
+        print(f"frames came {median:.0f} ms (median), {worst:.0f} ms (worst) after the last audio they need")
 
 
 if __name__ == "__main__":

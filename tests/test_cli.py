@@ -62,9 +62,8 @@ def write_audio(path: Path, samples: np.ndarray, rate: int, codec: str = "pcm_s1
     with av.open(str(path), "w") as container:
         layout = "mono" if samples.ndim == 1 else "stereo"
         stream = container.add_stream(codec, rate=rate, layout=layout)
-        frame = av.AudioFrame.from_ndarray(
-            (np.atleast_2d(samples.T) * 32000).astype(np.int16).T.reshape(1, -1), "s16", layout
-        )
+        packed = (np.atleast_2d(samples.T) * 32000).astype(np.int16).T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, "s16", layout)
         frame.rate = rate
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
@@ -86,7 +85,8 @@ def test_render_writes_video_with_the_agents_own_audio(
     user = write_audio(tmp_path / "user.wav", np.zeros((44100, 2)), 44100)
     out, report = tmp_path / "out.mp4", tmp_path / "report.json"
     status, text, _ = run(
-        "render", "--model", model, "--image", portrait, "--agent-audio", speech, "--user-audio", user, "-o", out, "--json", report
+        "render", "--model", model, "--image", portrait, "--agent-audio", speech, "--user-audio", user,
+        "-o", out, "--json", report,
     )  # fmt: skip
     assert status == 0
     assert "real-time factor" in text

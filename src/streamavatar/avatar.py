@@ -104,16 +104,23 @@ class Avatar:
         if isinstance(image, np.ndarray):
             reference = image_from_array(image, *size)
         else:
-            named = isinstance(image, str) and image in bundled.portraits()
-            reference = read_image(bundled.portrait(str(image)).path if named else image, *size)
+            reference = read_image(_picture(image), *size)
         return Session(
             self.model, self.pipeline, reference, agent_rate=agent_rate, user_rate=user_rate, lanes=lanes, seed=seed
         )
+
+
+def _picture(image: str | os.PathLike[str]) -> Path:
+    """The file of a bundled portrait's name, or of a path; a bare word that is no file is taken for a name."""
+    path = Path(image)
+    if image in bundled.portraits() or (len(path.parts) == 1 and not path.suffix and not path.exists()):
+        return bundled.portrait(str(image)).path
+    return path
 
 
 def _half_is_fast(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 natively; asked, not timed, so that a machine always decides alike."""
     if device.type != "cpu":
         return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

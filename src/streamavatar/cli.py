@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
@@ -89,6 +90,7 @@ def render(
     from streamavatar.avatar import Avatar
     from streamavatar.media import VideoWriter, read_audio
 
+    _check_writable(report)
     if image is not None and avatar is not None:
         raise UserError("give --image or --avatar, not both")
     lanes = {name: read_audio(path) for name, path in (("agent", agent_audio), ("user", user_audio)) if path}
@@ -175,18 +177,25 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place for --json") from error
 
 
+def _check_writable(path: Path | None) -> None:
+    """Refuse a report that could not be written, before the work and not after it."""
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise UserError(f"cannot write {path}: choose a file in a folder that exists for --json")
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("demo.mp4"),
     left: Annotated[str, typer.Option(help="Who speaks the agent's lane.")] = bundled.DEFAULT_AVATAR,
     right: Annotated[str, typer.Option(help="Who speaks the user's lane.")] = bundled.SECOND_AVATAR,
+    model: ModelOption = None,
 ) -> None:
     """Render a bundled conversation: two avatars, each the other's user, side by side."""
     from streamavatar.avatar import Avatar
     from streamavatar.media import VideoWriter, read_audio
 
     one, other = (read_audio(path, 16000) for path in bundled.conversation())
-    avatar = Avatar.load()
+    avatar = Avatar.load(model)
     size = avatar.config.geometry
     with VideoWriter(output, size.height * 2, size.width * 4, size.fps, 16000) as writer:
         casts = [
@@ -219,6 +228,7 @@ def bench(
     from streamavatar.avatar import Avatar
     from streamavatar.bench import bench as measure
 
+    _check_writable(report)
     values = measure(Avatar.load(model, device=device, precision=precision, threads=threads), seconds, repeats)
     print(f"{values['model']} {values['size']} {values['precision']} on {values['machine']['cpu']}")
     print(f"real-time factor   {values['rtf']:.3f}   (median of {repeats}, encode included)")
@@ -243,8 +253,11 @@ def train(
     """Train a model on this machine; run the same command again to go on after a stop."""
     import torch
 
-    from streamavatar.recipes import RECIPES
-    from streamavatar.training.stages import STAGES, Run
+    try:
+        from streamavatar.recipes import RECIPES
+        from streamavatar.training.stages import STAGES, Run
+    except ModuleNotFoundError as error:
+        raise UserError(f"training needs {error.name}; install it with: pip install 'streamavatar[train]'") from error
 
     if recipe not in RECIPES:
         raise UserError(f"no recipe {recipe!r}; there are: {', '.join(RECIPES)}")
@@ -279,19 +292,23 @@ def _set(settings: Any, change: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = text
-    head, _, rest = path.partition(".")
-    names = [f.name for f in fields(settings)] if is_dataclass(settings) else []
-    if head not in names:
-        raise UserError(f"--set {change}: no setting {head!r}; there are: {', '.join(names)}")
-    inner = getattr(settings, head)
-    if rest:
-        value = _set(inner, f"{rest}={text}")
-    elif is_dataclass(inner) or (inner is not None and not isinstance(value, type(inner) | int)):
-        raise UserError(f"--set {change}: {head} is {inner!r}; give a value of that kind")
     try:
-        return replace(settings, **{head: value})
+        return _replaced(settings, path.split("."), tuple(value) if isinstance(value, list) else value)
     except ValueError as error:
         raise UserError(f"--set {change}: {error}") from error
+
+
+def _replaced(settings: Any, path: list[str], value: Any) -> Any:
+    """`settings` with the field at `path` replaced; ValueError says what is wrong."""
+    names = [f.name for f in fields(settings)] if is_dataclass(settings) else []
+    if path[0] not in names:
+        raise ValueError(f"no setting {path[0]!r}; there are: {', '.join(names) or 'none below this one'}")
+    inner = getattr(settings, path[0])
+    if path[1:]:
+        value = _replaced(inner, path[1:], value)
+    elif type(value) is not type(inner) and not (isinstance(inner, float) and type(value) is int):
+        raise ValueError(f"{path[0]} is {inner!r}; give a value of that kind")
+    return replace(settings, **{path[0]: value})
 
 
 if __name__ == "__main__":

@@ -154,7 +154,10 @@ class ModelConfig:
         _require(t.latent_channels == g.latent_channels, "model: transformer and geometry differ in latent channels")
         _require(t.patch == g.patch, "model: transformer and geometry differ in patch size")
         _require(t.audio_dim == self.audio.dim, "model: transformer.audio_dim differs from audio.dim")
-        _require(self.audio.sample_rate % g.fps == 0, "model: the audio rate must be a multiple of the frame rate")
+        _require(
+            self.audio.sample_rate % (4 * g.fps) == 0 and self.audio.sample_rate <= 20480,
+            "model: the audio rate must be four hops per frame and at most 20480 Hz",
+        )
         _require(c.ring_latents % g.chunk_latents == 0, "model: ring_latents must be whole chunks")
         _require(c.cap >= g.chunk_latents, "model: context.cap (D) must leave room for one chunk")
 

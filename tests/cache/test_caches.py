@@ -170,6 +170,21 @@ def test_tape_keeps_no_more_than_the_next_window() -> None:
     assert sorted(tape._chunks) == [0, 1, 11]
 
 
+def test_a_tape_s_view_records_once() -> None:
+    """Activation checkpointing runs the layers again; whatever happens then is not the context."""
+    positions = Positions(Geometry(), ContextConfig())
+    once, twice = tape_of(positions), tape_of(positions)
+    view = twice.view(0)
+    for layer in range(LAYERS):
+        _, k, v = drawn(positions, 0, layer)
+        view.attend(layer, k, turned(k, view.times), v)
+        view.attend(layer, v, k, k)
+    view.commit()
+    through_cache(once, positions, 0)
+    for a, b in zip(*(through_cache(cache, positions, 1) for cache in (once, twice)), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_slots_of_a_ring_do_not_overlap(context: ContextConfig) -> None:
     positions = Positions(Geometry(), context)
     ring = ring_of(positions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -145,9 +146,35 @@ def test_bad_samples_are_refused_and_nothing_is_lost(
     np.testing.assert_array_equal(frames_of(outputs), frames_of(expected))
 
 
+def test_a_bad_lane_leaves_the_other_untouched(tiny: Avatar, face: np.ndarray, voice: np.ndarray) -> None:
+    session = tiny.session(face)
+    with pytest.raises(UserError):
+        session.push(agent=voice, user=np.full(10, np.nan))
+    outputs = [*session.push(agent=voice, user=voice), *session.finish()]
+    np.testing.assert_array_equal(frames_of(outputs), frames_of(whole(tiny, face, voice, voice)))
+
+
+def test_work_begins_at_push_and_poll_does_not_wait(tiny: Avatar, face: np.ndarray, voice: np.ndarray) -> None:
+    session = tiny.session(face)
+    session.push(agent=voice, user=voice)
+    outputs: list[Output] = []
+    deadline = perf_counter() + 30
+    while len(outputs) < 4 and perf_counter() < deadline:
+        outputs += session.poll()
+    assert not session.poll()
+    outputs += session.finish()
+    np.testing.assert_array_equal(frames_of(outputs), frames_of(whole(tiny, face, voice, voice)))
+
+
 def test_bad_calls(tiny: Avatar, face: np.ndarray) -> None:
     with pytest.raises(UserError, match="lane"):
         tiny.session(face, lanes=["listener"])
+    with pytest.raises(UserError, match="lane"):
+        tiny.session(face, lanes=[])
+    with pytest.raises(UserError, match="ada"):
+        tiny.session("nobody")
+    with pytest.raises(UserError, match="does not exist"):
+        tiny.session("nobody.png")
     with pytest.raises(UserError, match="samples per"):
         tiny.session(face, agent_rate=16001)
     session = tiny.session(face, lanes=["agent"])

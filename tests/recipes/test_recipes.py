@@ -45,19 +45,14 @@ def test_sizes(recipe: Recipe) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("flite") is None, reason="the speech program flite is not installed")
 def test_micro_from_nothing_to_a_model(tmp_path: Path) -> None:
-    recipe, told = RECIPES["micro"](), []
-    Run(recipe, tmp_path, lambda stage, done, total, text: told.append((stage, done, total))).run(list(STAGES))
-    assert [stage for stage, done, total in told if done == total] == [
-        "speech",
-        "audio",
-        "frames",
-        "clips",
-        *(["frames"] if ("frames", 1, 1) in told[told.index(("clips", 1, 1)) :] else []),
-        "decoder",
-        "teacher",
-        "pairs",
-        "student",
-    ]
+    recipe, finished = RECIPES["micro"](), []
+
+    def tell(stage: str, done: int, total: int, text: str) -> None:
+        if done == total and stage not in finished:
+            finished.append(stage)
+
+    Run(recipe, tmp_path, tell).run(list(STAGES))
+    assert finished == ["speech", "audio", "frames", "clips", "decoder", "teacher", "pairs", "student"]
     model = AvatarModel.load(tmp_path / "model")
     assert model.config == recipe.model
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())

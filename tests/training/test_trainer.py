@@ -240,6 +240,6 @@ def test_log_and_progress(tmp_path: Path) -> None:
     Trainer(method, replace(CONFIG, steps=10), tmp_path / "stage", lambda *told_of: told.append(told_of[:3])).run()
     lines = [json.loads(line) for line in (tmp_path / "stage" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 10]
-    assert lines[0].keys() == {"step", "lr", "loss", "largest", "grad"}
+    assert {"step", "lr", "loss", "largest", "grad"} <= lines[0].keys()
     assert told == [("stage", 4, 10), ("stage", 8, 10), ("stage", 10, 10)]
     assert steps_in(tmp_path / "stage") == [5, 10]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streamavatar.errors import UserError
-from streamavatar.media import StreamResampler
+from streamavatar.media import StreamResampler, as_signal
 
 Samples = NDArray[np.float32]
 
@@ -64,22 +64,25 @@ class Lane:
         self._most = int(backlog * rate)
         self.closed = False
 
-    def push(self, samples: ArrayLike) -> None:
-        """Append samples, float [S].
+    def check(self, samples: ArrayLike) -> Samples:
+        """The samples, if they can be pushed.
 
         Raises:
             UserError: if the lane is closed or too far ahead, or the samples are not finite mono floats.
         """
         if self.closed:
             raise UserError("this lane is closed; open a new session to go on")
-        signal = np.asarray(samples)
+        signal = as_signal(samples)
         if len(self._own.samples) + signal.size > self._most:
             raise UserError(
                 "this lane is too far ahead of the video; read the frames that are ready before pushing more"
             )
-        heard = self._resampler.push(signal)
-        self._own.append(np.asarray(signal, np.float32))
-        self._heard.append(heard)
+        return signal
+
+    def push(self, signal: Samples) -> None:
+        """Append samples that :meth:`check` has returned, float32 [S]."""
+        self._own.append(signal)
+        self._heard.append(self._resampler.push(signal))
 
     def close(self) -> None:
         """No more audio will come; silence follows."""

@@ -29,6 +29,8 @@ from streamavatar.rollout import Passes, make_chunk, prime
 from streamavatar.seeds import seed_for
 
 LANES = ("agent", "user")
+IN_FLIGHT = 2
+"""Chunks in the pipeline at a time: one in the transformer, one in the decoder."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Session:
         lanes: Sequence[str] = LANES,
         seed: int = 0,
     ) -> None:
+        if not lanes:
+            raise UserError("a session needs at least one lane, 'agent' or 'user'; push zeros for silence")
         if unknown := set(lanes) - set(LANES):
             raise UserError(f"unknown lane {min(unknown)!r}; lanes are 'agent' and 'user'")
         geometry, audio = model.config.geometry, model.config.audio
@@ -97,6 +101,8 @@ class Session:
         self._dtype, self._device = weight.dtype, weight.device
         self._chunk = 0
         self._in_flight: deque[Future[Output]] = deque()
+        self._complete: deque[float] = deque()
+        """When the audio of each chunk that is not in the pipeline yet became complete."""
         self._passes = Passes.of(model.config)
         self._cache = model.ring_cache()
         self._reference, self._decoder_state = pipeline.call(lambda: self._start(reference))
@@ -106,19 +112,30 @@ class Session:
     def push(self, agent: ArrayLike | None = None, user: ArrayLike | None = None) -> Iterator[Output]:
         """Add audio to the lanes and get what can be shown now.
 
-        A chunk is made once every open lane has its audio and two frames (80 ms) more. Audio is taken at once, also
-        if the iterator is not read; what is not read now comes with the next call.
+        A chunk is made once every open lane has its audio and two frames (80 ms) more. Audio is taken and work begins
+        at once, also if the iterator is not read; what is not read now comes with the next call. Reading waits until
+        all that can be made is made; :meth:`poll` does not wait.
 
         Args:
             agent, user: mono float samples [S] at the lane's rate, or nothing.
 
         Raises:
-            UserError: if a lane is closed or the samples are not finite mono floats.
+            UserError: if a lane is closed or the samples are not finite mono floats; neither lane has changed then.
         """
-        for name, samples in (("agent", agent), ("user", user)):
-            if samples is not None:
-                self._lanes[name].push(samples)
+        given = {name: samples for name, samples in (("agent", agent), ("user", user)) if samples is not None}
+        checked = {name: self._lanes[name].check(samples) for name, samples in given.items()}
+        for name, samples in checked.items():
+            self._lanes[name].push(samples)
+        self._begin()
         return self._drain()
+
+    def poll(self) -> list[Output]:
+        """The chunks that are finished by now, without waiting."""
+        outputs = []
+        while self._in_flight and self._in_flight[0].done():
+            outputs.append(self._in_flight.popleft().result())
+            self._begin()
+        return outputs
 
     def close_lane(self, name: str) -> None:
         """No more audio will come on this lane; it is silent from its end on and is no longer waited for."""
@@ -130,6 +147,7 @@ class Session:
         """Close all lanes and get the rest, to the last frame that has audio."""
         for name in LANES:
             self.close_lane(name)
+        self._begin()
         return self._drain()
 
     def tick_samples(self, lane: str) -> int:
@@ -144,22 +162,27 @@ class Session:
     # one chunk -------------------------------------------------------------------------------------
 
     def _drain(self) -> Iterator[Output]:
-        while True:
-            while len(self._in_flight) < 2 and self._ready():
-                self._submit()
-            if not self._in_flight:
-                return
-            yield self._in_flight.popleft().result()
+        while self._in_flight:
+            output = self._in_flight.popleft().result()
+            self._begin()
+            yield output
 
-    def _ready(self) -> bool:
-        """Whether the next chunk's audio is known; with all lanes closed, whether any is left."""
+    def _begin(self) -> None:
+        """Note which chunks' audio is complete, and keep two chunks in the pipeline."""
+        while self._ready(self._chunk + len(self._complete)):
+            self._complete.append(perf_counter())
+        while len(self._in_flight) < IN_FLIGHT and self._complete:
+            self._submit(self._complete.popleft())
+
+    def _ready(self, chunks: int) -> bool:
+        """Whether the audio of the chunk after `chunks` is known; with all lanes closed, whether any is left."""
         lanes = self._lanes.values()
-        begin, size = self.ticks_made, self.model.config.geometry.chunk_frames
+        size = self.model.config.geometry.chunk_frames
         if all(lane.closed for lane in lanes):
-            return begin < max(lane.ticks for lane in lanes)
-        return all(lane.ready(begin + size + AFTER) for lane in lanes)
+            return chunks * size < max(lane.ticks for lane in lanes)
+        return all(lane.ready((chunks + 1) * size + AFTER) for lane in lanes)
 
-    def _submit(self) -> None:
+    def _submit(self, complete: float) -> None:
         """Take the next chunk's audio and put the chunk into the pipeline."""
         geometry = self.model.config.geometry
         begin = self.ticks_made
@@ -177,7 +200,7 @@ class Session:
             user=self._lanes["user"].heard(*window),
             audio=self._lanes["agent"].own(begin, end),
             frames=end - begin,
-            complete=perf_counter(),
+            complete=complete,
         )
         for lane in self._lanes.values():
             lane.forget(begin + geometry.chunk_frames, history + BEFORE + 1)

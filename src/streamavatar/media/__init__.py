@@ -7,7 +7,7 @@ in one line by :class:`streamavatar.errors.UserError`.
 
 from __future__ import annotations
 
-from streamavatar.media.audio import Audio, StreamResampler, read_audio, resample
+from streamavatar.media.audio import Audio, StreamResampler, as_signal, read_audio, resample
 from streamavatar.media.image import image_from_array, read_image
 from streamavatar.media.video import VideoWriter, read_video
 
@@ -15,6 +15,7 @@ __all__ = [
     "Audio",
     "StreamResampler",
     "VideoWriter",
+    "as_signal",
     "image_from_array",
     "read_audio",
     "read_image",

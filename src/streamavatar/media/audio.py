@@ -199,7 +199,7 @@ def _mono(frame: AudioFrame) -> NDArray[np.float32]:
     return ((channels.mean(axis=0, dtype=np.float64) - middle) / scale).astype(np.float32)
 
 
-def _as_signal(samples: ArrayLike) -> NDArray[np.float32]:
+def as_signal(samples: ArrayLike) -> NDArray[np.float32]:
     """Check that samples are one finite mono signal in floating point, and return them as float32."""
     signal = np.asarray(samples)
     if signal.ndim != 1:
@@ -226,7 +226,7 @@ def resample(samples: ArrayLike, src: int, dst: int) -> NDArray[np.float32]:
     """
     _check_rate(src, "the source audio rate")
     _check_rate(dst, "the wanted audio rate")
-    signal = _as_signal(samples)
+    signal = as_signal(samples)
     if src == dst or signal.size == 0:
         return signal
     return np.asarray(soxr.resample(signal, src, dst), dtype=np.float32)
@@ -266,7 +266,7 @@ class StreamResampler:
         Raises:
             UserError: if the samples are not one finite mono float signal; the stream is then as before.
         """
-        signal = _as_signal(samples)
+        signal = as_signal(samples)
         if self._stream is None:
             return signal.copy()
         pending = np.concatenate((self._rest, signal))

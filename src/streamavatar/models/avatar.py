@@ -72,6 +72,7 @@ class AvatarModel(nn.Module):
         }
         temporary = folder / f".{WEIGHTS}.partial"
         save_file(tensors, temporary)
+        temporary.chmod(0o644)  # the library makes it readable to its owner alone
         self.config.save(folder / CONFIG)
         os.replace(temporary, folder / WEIGHTS)
 

@@ -11,7 +11,7 @@ from streamavatar.training.trainer import TrainConfig
 
 
 def puppets() -> Recipe:
-    """The bundled default: about 9 M parameters, under two hours on two cores with bf16 matrix units."""
+    """The bundled default: about 12 M parameters, under two hours on two cores with bf16 matrix units."""
     model = ModelConfig(
         name="puppets-128",
         codec=CodecConfig(widths=(160, 96, 64), blocks=2),

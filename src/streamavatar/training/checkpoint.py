@@ -43,7 +43,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"cannot write checkpoint {final}: {error}; free some space and run again with --resume"
+            f"cannot write checkpoint {final}: {error}; free some space and run the same command again"
         ) from error
     for old in steps_in(folder)[:-keep]:
         shutil.rmtree(folder / f"step-{old:07d}", ignore_errors=True)
@@ -51,11 +51,17 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
 
 
 def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """The newest readable checkpoint as (step, state); None if there is none."""
+    """The newest readable checkpoint as (step, state); None if there is none.
+
+    Raises:
+        UserError: if there are some and none can be read.
+    """
     for step in reversed(steps_in(folder)):
         try:
             state = torch.load(folder / f"step-{step:07d}" / STATE, map_location="cpu", weights_only=True)
         except Exception:  # any damage: fall back to the one before
             continue
         return step, state
+    if steps_in(folder):
+        raise UserError(f"{folder}: no checkpoint can be read; delete this folder to train the stage from its start")
     return None

@@ -7,6 +7,7 @@ stages, and a kill at any point costs no more than the steps since the last chec
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from streamavatar.training.methods.codec import DecoderMethod, fit_linear
 from streamavatar.training.methods.ode import OdeMethod, trajectories
 from streamavatar.training.methods.teacher import TeacherMethod
 from streamavatar.training.trainer import Method, Progress, TrainConfig, Trainer
+
+DONE = "DONE"
 
 
 @dataclass(frozen=True)
@@ -81,25 +84,51 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, progress: Progress) -> None:
         self.recipe, self.folder, self.progress = recipe, folder, progress
+        record, ours = folder / "recipe.json", asdict(recipe)
+        found = json.loads(record.read_text()) if record.exists() else ours
+        if changed := [
+            key for key in ("model", "latents", "window", "seed") if json.dumps(found[key]) != json.dumps(ours[key])
+        ]:
+            raise UserError(
+                f"{folder}: holds a run with another {changed[0]}; give another --out, or delete the folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        self.record = folder / "recipe.json"
-        text = json.dumps(asdict(recipe), indent=2) + "\n"
-        if self.record.exists() and json.loads(self.record.read_text()).get("model") != json.loads(text)["model"]:
-            raise UserError(f"{folder}: holds a run of another model; give another --out, or delete the folder")
-        temporary = self.record.with_suffix(".partial")
-        temporary.write_text(text)
-        temporary.replace(self.record)
+        temporary = record.with_suffix(".partial")
+        temporary.write_text(json.dumps(ours, indent=2) + "\n")
+        temporary.replace(record)
 
-    def done(self, stage: str) -> bool:
-        return (self.folder / stage / "DONE").exists()
+    def done(self, name: str) -> bool:
+        """Whether a stage has finished with these settings, after all that it builds on."""
+        mark = self.folder / name / DONE
+        if not mark.exists() or mark.read_text() != self._settings(name):
+            return False
+        return not self._stale(name)
 
-    def run(self, stages: list[str]) -> None:
-        """Run the named stages that are not done, in the order given."""
-        for stage in stages:
-            if not self.done(stage):
-                STAGES[stage](self)
-                (self.folder / stage).mkdir(exist_ok=True)
-                (self.folder / stage / "DONE").touch()
+    def run(self, names: list[str]) -> None:
+        """Run the named stages that are not done. One whose settings changed goes on; one that is stale starts anew."""
+        for name in names:
+            if self.done(name):
+                continue
+            if self._stale(name):
+                shutil.rmtree(self.folder / name)
+            STAGES[name].work(self)
+            self.mark(name)
+
+    def mark(self, name: str) -> None:
+        """Record that a stage has finished with these settings."""
+        (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / name / DONE).write_text(self._settings(name))
+
+    def _stale(self, name: str) -> bool:
+        """Whether something that the stage builds on was made after it."""
+        mark = self.folder / name / DONE
+        needs = [self.folder / need / DONE for need in STAGES[name].needs]
+        return mark.exists() and any(n.exists() and n.stat().st_mtime > mark.stat().st_mtime for n in needs)
+
+    def _settings(self, name: str) -> str:
+        """The part of the recipe that a stage depends on, as text."""
+        whole = asdict(self.recipe)
+        return json.dumps({key: whole[key] for key in ("model", "seed", *STAGES[name].settings)}, indent=2) + "\n"
 
     # shared by the stages --------------------------------------------------------------------------
 
@@ -111,7 +140,9 @@ class Run:
 
     def restore(self, module: nn.Module, part: str) -> None:
         if not self.weights(part).exists():
-            raise UserError(f"{self.folder}: stage '{part}' has not run; run it first (leave out --stages)")
+            raise UserError(
+                f"{self.weights(part)} is missing; run the stages before this one first (leave out --stages)"
+            )
         module.load_state_dict(load_file(self.weights(part)))
 
     def build(self, *parts: str) -> AvatarModel:
@@ -150,7 +181,7 @@ def audio_stage(run: Run) -> None:
 def _codec_frames(run: Run) -> tuple[np.ndarray, torch.Tensor]:
     recipe = run.recipe
     return make_frames(
-        run.folder / "frames",
+        run.folder / "linear" / "frames",
         recipe.model.geometry,
         seed=seed_for(recipe.seed, "codec"),
         clips=recipe.codec_clips,
@@ -241,26 +272,36 @@ def export_stage(run: Run) -> None:
     card = {
         "name": run.recipe.model.name,
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
-        "recipe": asdict(run.recipe),
-        "last": {stage: _last_line(run.folder / stage / "log.jsonl") for stage in STAGES},
+        "stages": {name: _record(run.folder / name) for name in STAGES if name != "export"},
         "machine": machine(),
         "commit": commit(),
     }
     (run.folder / "model" / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
-def _last_line(log: Path) -> dict[str, float] | None:
-    """Step, rate and losses at the end of a stage; None for stages that do not train."""
-    return json.loads(log.read_text().splitlines()[-1]) if log.exists() else None
+def _record(folder: Path) -> dict[str, object]:
+    """Settings of a finished stage, and where its training ended."""
+    log = folder / "log.jsonl"
+    settings = {k: v for k, v in json.loads((folder / DONE).read_text()).items() if k != "model"}
+    return {"settings": settings, "last": json.loads(log.read_text().splitlines()[-1]) if log.exists() else None}
 
 
-STAGES: dict[str, Callable[[Run], None]] = {
-    "audio": audio_stage,
-    "linear": linear_stage,
-    "clips": clips_stage,
-    "decoder": decoder_stage,
-    "teacher": teacher_stage,
-    "pairs": pairs_stage,
-    "student": student_stage,
-    "export": export_stage,
+@dataclass(frozen=True)
+class Stage:
+    """One step of a recipe: what it does, the stages it builds on, and the settings it depends on."""
+
+    work: Callable[[Run], None]
+    needs: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+
+STAGES = {
+    "audio": Stage(audio_stage, (), ("audio", "dialogues", "dialogue_seconds")),
+    "linear": Stage(linear_stage, (), ("codec_clips", "latents")),
+    "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents")),
+    "decoder": Stage(decoder_stage, ("linear",), ("decoder",)),
+    "teacher": Stage(teacher_stage, ("clips",), ("teacher", "window")),
+    "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "window", "solver_steps", "guidance")),
+    "student": Stage(student_stage, ("pairs",), ("student",)),
+    "export": Stage(export_stage, ("student", "decoder")),
 }

@@ -99,7 +99,7 @@ class DecoderMethod:
         span = self.latents * geometry.temporal_stride
         clip = torch.randint(len(self.clips), (batch,), generator=generator)
         latent = torch.randint(
-            1, geometry.latents_of(self.clips.shape[1]) - self.latents, (batch,), generator=generator
+            1, geometry.latents_of(self.clips.shape[1]) - self.latents + 1, (batch,), generator=generator
         )
         picks = list(zip(clip.tolist(), latent.tolist(), strict=True))
         first = [geometry.latent_frames(k)[0] for k in latent.tolist()]

@@ -1,0 +1,529 @@
+"""Wan2.2's video autoencoder, stateless: f16 x t4, 48 channels, one latent for frame 0 and one for every four after.
+
+Equal to `AutoencoderKLWan` of diffusers with `is_residual=True` (and to Wan2.2's own `wan/modules/vae2_2.py`), whose
+parameter names it bears. All that a pass needs of the passes before is a value, `WanState`: for every causal
+convolution the last frames of its input. Every layer takes the history (empty at a clip's start) and returns its
+share of the new one, so that a clip may be cut anywhere and sessions share nothing but weights.
+
+A clip's first frame is special in two places, both written out below: time is neither halved nor doubled for it, and
+the time convolution of an upsampler never sees it (its history starts with zeros). So the first pass has exactly one
+frame, or one latent, and no later pass has a special case.
+
+Copies: a causal convolution joins its history and its input, one copy of the input per convolution. A version without
+(a fused norm + SiLU that writes behind two reserved frames, which the convolution then reads) would go into
+`CausalConv3d.forward` and the two lines of `ResidualBlock.forward` that call it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from streamavatar.errors import UserError
+
+# The latents' mean and spread per channel (Wan2.2, wan/modules/vae2_2.py, class Wan2_2_VAE).
+# fmt: off
+MEANS = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+    0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+    -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)
+STDS = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+    0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+    0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class WanCodecConfig:
+    """Sizes of the autoencoder; the defaults are Wan2.2-TI2V-5B's.
+
+    Attributes:
+        z_dim: latent channels.
+        encoder_dim, decoder_dim: channels at the finest level.
+        dim_mult: channels per level as multiples of these, finest first.
+        res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        temporal_down: which of the steps between levels halve time as well; finest first.
+        patch: pixels (each way) that become channels before the first level.
+        means, stds: of the latents, per channel.
+    """
+
+    z_dim: int = 48
+    encoder_dim: int = 160
+    decoder_dim: int = 256
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    temporal_down: tuple[bool, ...] = (False, True, True)
+    patch: int = 2
+    means: tuple[float, ...] = MEANS
+    stds: tuple[float, ...] = STDS
+
+    def __post_init__(self) -> None:
+        if len(self.dim_mult) != len(self.temporal_down) + 1:
+            raise ValueError(f"wan codec: {len(self.dim_mult)} levels need {len(self.dim_mult) - 1} temporal_down")
+        if not len(self.means) == len(self.stds) == self.z_dim:
+            raise ValueError(f"wan codec: z_dim {self.z_dim} needs as many means and stds")
+
+    @property
+    def temporal_stride(self) -> int:
+        """Frames per latent."""
+        return 2 ** sum(self.temporal_down)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent position, each way."""
+        return self.patch * 2 ** len(self.temporal_down)
+
+
+History = Mapping[str, Tensor]
+"""Of each causal convolution, by its name, the last frames of its input [B, C, 1 or 2, h, w]; empty at the start."""
+
+Pass = tuple[Tensor, dict[str, Tensor]]
+"""What a layer returns: its output and its share of the new history."""
+
+
+@dataclass(frozen=True)
+class WanState:
+    """What a pass needs of the passes before; a value that nothing writes to.
+
+    Attributes:
+        layers: see `History`.
+    """
+
+    layers: History
+
+
+def _in_turn(layers: Iterable[nn.Module], x: Tensor, past: History) -> Pass:
+    new: dict[str, Tensor] = {}
+    for layer in layers:
+        x, share = layer(x, past)
+        new |= share
+    return x, new
+
+
+def _per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer of pictures to [B, C, T, h, w]; no copy where channels are last."""
+    return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+
+
+class CausalConv3d(nn.Conv3d):
+    """A convolution that pads space with zeros and takes the frames before from its history (zeros at the start)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: int = 1) -> None:
+        space = (0, kernel[1] // 2, kernel[2] // 2)
+        super().__init__(inputs, outputs, kernel, stride=(stride, 1, 1), padding=space)
+        self.keeps = kernel[0] - stride
+        self.name = ""  # in the codec, set by it
+
+    def forward(self, x: Tensor, past: History) -> Pass:  # type: ignore[override]  # the history is not a plain input
+        """[B, inputs, T, h, w] to [B, outputs, T / stride, h, w] and the last frames of the input."""
+        if self.name in past:
+            x = torch.cat((past[self.name], x), dim=2)
+        else:
+            x = functional.pad(x, (0, 0, 0, 0, self.keeps, 0))
+        # A view of the last frames would keep the whole input alive for as long as the session waits.
+        return super().forward(x), {self.name: x[:, :, -self.keeps :].clone()}
+
+
+class ChannelNorm(nn.Module):
+    """Channels to unit root mean square, times a learned factor; `dims` of space (and time) follow the channels."""
+
+    def __init__(self, channels: int, dims: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *(1 for _ in range(dims))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(x, dim=1) * (self.gamma * self.gamma.shape[0] ** 0.5)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, causal 3x3x3 convolution, twice, around a residual."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(inputs, 3)
+        self.conv1 = CausalConv3d(inputs, outputs, (3, 3, 3))
+        self.norm2 = ChannelNorm(outputs, 3)
+        self.conv2 = CausalConv3d(outputs, outputs, (3, 3, 3))
+        self.conv_shortcut = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, past: History) -> Pass:
+        h, first = self.conv1(functional.silu(self.norm1(x)), past)
+        h, second = self.conv2(functional.silu(self.norm2(h)), past)
+        return h + self.conv_shortcut(x), first | second
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention inside each frame; it has no history."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels, 2)
+        self.to_qkv = nn.Conv2d(channels, channels * 3, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] to the same."""
+        q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(y[:, 0].transpose(1, 2).unflatten(2, x.shape[2:]))
+
+    def forward(self, x: Tensor, past: History) -> Pass:
+        return x + _per_frame(self._attend, x), {}
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the coarsest level."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList([AttentionBlock(channels)])
+        self.resnets = nn.ModuleList([ResidualBlock(channels, channels) for _ in range(2)])
+
+    def forward(self, x: Tensor, past: History) -> Pass:
+        return _in_turn((self.resnets[0], self.attentions[0], self.resnets[1]), x, past)
+
+
+class Downsampler(nn.Module):
+    """Halve space by a strided convolution and, if `temporal`, time by another."""
+
+    def __init__(self, channels: int, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
+        self.time_conv = CausalConv3d(channels, channels, (3, 1, 1), stride=2) if temporal else None
+
+    def forward(self, x: Tensor, past: History) -> Pass:
+        x = _per_frame(self.resample, x)
+        if self.time_conv is None:
+            return x, {}
+        if not past:  # the clip's first frame is passed on, and is the history of the second
+            return x, {self.time_conv.name: x}
+        return self.time_conv(x, past)
+
+
+class Upsampler(nn.Module):
+    """Double time, if `temporal`, by a convolution that makes two frames of one, then space by the nearest pixel."""
+
+    def __init__(self, channels: int, temporal: bool) -> None:
+        super().__init__()
+        grow = nn.Upsample(scale_factor=2, mode="nearest")
+        self.resample = nn.Sequential(grow, nn.Conv2d(channels, channels, 3, padding=1))
+        self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, past: History) -> Pass:
+        new: dict[str, Tensor] = {}
+        if self.time_conv is not None:
+            if past:
+                pairs, new = self.time_conv(x, past)
+                x = pairs.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+            else:  # the clip's first frame is not doubled, and is no history to the second: that has zeros
+                nothing = torch.zeros_like(x)
+                new = {self.time_conv.name: torch.cat((nothing, nothing), dim=2)}
+        return _per_frame(self.resample, x), new
+
+
+def average_down(x: Tensor, channels: int, time: int, space: int) -> Tensor:
+    """Space-time blocks to channels, then the mean of neighbouring channels: a shortcut without parameters.
+
+    Args:
+        x: [B, C, T, H, W]; an incomplete block of frames (the clip's first) is filled with zeros before it.
+        channels: of the output.
+        time, space: the block.
+
+    Returns:
+        [B, channels, T / time, H / space, W / space].
+    """
+    x = functional.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
+    blocks = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))
+    return blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4).unflatten(1, (channels, -1)).mean(2)
+
+
+def duplicate_up(x: Tensor, channels: int, time: int, space: int) -> Tensor:
+    """Repeated channels to space-time blocks, the inverse of `average_down`: [B, C, T, H, W] to [B, channels, ...]."""
+    repeats = channels * time * space**2 // x.shape[1]
+    x = x[:, :, None].expand(-1, -1, repeats, -1, -1, -1).flatten(1, 2)
+    blocks = x.unflatten(1, (channels, time, space, space)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return blocks.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class DownBlock(nn.Module):
+    """One level of the encoder: residual blocks and, where `space` is 2, a step to the next, beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, time: int, space: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResidualBlock(outputs if i else inputs, outputs) for i in range(blocks)])
+        self.downsampler = Downsampler(outputs, time == 2) if space == 2 else None
+        self.outputs, self.time, self.space = outputs, time, space
+
+    def forward(self, x: Tensor, past: History) -> Pass:
+        steps = self.resnets if self.downsampler is None else [*self.resnets, self.downsampler]
+        y, new = _in_turn(steps, x, past)
+        return y + average_down(x, self.outputs, self.time, self.space), new
+
+
+class UpBlock(nn.Module):
+    """One level of the decoder: residual blocks and, where `space` is 2, a step to the next beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, time: int, space: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResidualBlock(outputs if i else inputs, outputs) for i in range(blocks)])
+        self.upsampler = Upsampler(outputs, time == 2) if space == 2 else None
+        self.outputs, self.time, self.space = outputs, time, space
+
+    def forward(self, x: Tensor, past: History) -> Pass:
+        if self.upsampler is None:
+            return _in_turn(self.resnets, x, past)
+        y, new = _in_turn((*self.resnets, self.upsampler), x, past)
+        around = duplicate_up(x, self.outputs, self.time, self.space)
+        return y + (around if past else around[:, :, self.time - 1 :]), new  # the clip's first frame is not doubled
+
+
+class Encoder(nn.Module):
+    """Patches [B, 3 p p, T, H / p, W / p] to the latents' mean and log-variance [B, 2 z, T', h, w]."""
+
+    def __init__(self, config: WanCodecConfig) -> None:
+        super().__init__()
+        widths = [config.encoder_dim * m for m in (1, *config.dim_mult)]
+        self.conv_in = CausalConv3d(3 * config.patch**2, widths[0], (3, 3, 3))
+        factors = [*((1 + temporal, 2) for temporal in config.temporal_down), (1, 1)]
+        levels = zip(widths[:-1], widths[1:], factors, strict=True)
+        self.down_blocks = nn.ModuleList([DownBlock(a, b, config.res_blocks, *factor) for a, b, factor in levels])
+        self.mid_block = MidBlock(widths[-1])
+        self.norm_out = ChannelNorm(widths[-1], 3)
+        self.conv_out = CausalConv3d(widths[-1], 2 * config.z_dim, (3, 3, 3))
+
+    def forward(self, x: Tensor, past: History) -> Pass:
+        x, new = _in_turn((self.conv_in, *self.down_blocks, self.mid_block), x, past)
+        x, last = self.conv_out(functional.silu(self.norm_out(x)), past)
+        return x, new | last
+
+
+class Decoder(nn.Module):
+    """Latents [B, z, T, h, w] to patches [B, 3 p p, T', H / p, W / p]."""
+
+    def __init__(self, config: WanCodecConfig) -> None:
+        super().__init__()
+        widths = [config.decoder_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
+        self.conv_in = CausalConv3d(config.z_dim, widths[0], (3, 3, 3))
+        self.mid_block = MidBlock(widths[0])
+        factors = [*((1 + temporal, 2) for temporal in reversed(config.temporal_down)), (1, 1)]
+        levels = zip(widths[:-1], widths[1:], factors, strict=True)
+        self.up_blocks = nn.ModuleList([UpBlock(a, b, config.res_blocks + 1, *factor) for a, b, factor in levels])
+        self.norm_out = ChannelNorm(widths[-1], 3)
+        self.conv_out = CausalConv3d(widths[-1], 3 * config.patch**2, (3, 3, 3))
+
+    def forward(self, x: Tensor, past: History) -> Pass:
+        x, new = _in_turn((self.conv_in, self.mid_block, *self.up_blocks), x, past)
+        x, last = self.conv_out(functional.silu(self.norm_out(x)), past)
+        return x, new | last
+
+
+@lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[1, C, 1, 1, 1] in float32. Not a buffer: the weights may be cast to bfloat16, this must not."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None, None][None]
+
+
+class WanCodec(nn.Module):
+    """See the module's docstring. Frames and latents go in and come out in float32, whatever the weights are in.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: WanCodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.quant_conv = nn.Conv3d(2 * config.z_dim, 2 * config.z_dim, 1)
+        self.post_quant_conv = nn.Conv3d(config.z_dim, config.z_dim, 1)
+        for name, module in self.named_modules():
+            if isinstance(module, CausalConv3d):
+                module.name = name
+
+    # one pass --------------------------------------------------------------------------------------
+
+    def _encode(self, frames: Tensor, past: History) -> tuple[Tensor, WanState]:
+        p = self.config.patch
+        x = frames.to(self.quant_conv.weight.dtype).unflatten(4, (-1, p)).unflatten(3, (-1, p))
+        x, new = self.encoder(x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3), past)
+        z = self.quant_conv(x).chunk(2, dim=1)[0].float()
+        means, stds = (_per_channel(v, z.device) for v in (self.config.means, self.config.stds))
+        return (z - means) / stds, WanState(new)
+
+    def _decode(self, latents: Tensor, past: History) -> tuple[Tensor, WanState]:
+        p = self.config.patch
+        means, stds = (_per_channel(v, latents.device) for v in (self.config.means, self.config.stds))
+        z = (latents.float() * stds + means).to(self.post_quant_conv.weight.dtype)
+        x, new = self.decoder(self.post_quant_conv(z), past)
+        frames = x.unflatten(1, (3, p, p)).permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+        return frames.float().clamp(-1, 1), WanState(new)
+
+    # public ----------------------------------------------------------------------------------------
+
+    def encode(self, frames: Tensor, at_once: int = 1) -> Tensor:
+        """A clip [B, 3, 1 + 4n, H, W] in -1..1 to latents (means) [B, C, 1 + n, H/16, W/16].
+
+        `at_once` is how many latents one pass makes; it changes memory and speed, not the result.
+        """
+        latent, state = self.encode_start(frames[:, :, :1])
+        latents, step = [latent], at_once * self.config.temporal_stride
+        for first in range(1, frames.shape[2], step):
+            latent, state = self.encode_more(frames[:, :, first : first + step], state)
+            latents.append(latent)
+        return torch.cat(latents, dim=2)
+
+    def encode_start(self, frame: Tensor) -> tuple[Tensor, WanState]:
+        """A clip's first frame [B, 3, 1, H, W] to its latent [B, C, 1, h, w] and the state to go on with."""
+        stride = self.config.spatial_stride
+        if frame.shape[2] != 1 or frame.shape[3] % stride or frame.shape[4] % stride:
+            raise ValueError(f"wan codec: one frame, its sides multiples of {stride}, not {tuple(frame.shape)}")
+        return self._encode(frame, {})
+
+    def encode_more(self, frames: Tensor, state: WanState) -> tuple[Tensor, WanState]:
+        """The next frames [B, 3, 4n, H, W] to latents [B, C, n, h, w] and the state to go on with."""
+        stride = self.config.temporal_stride
+        if not frames.shape[2] or frames.shape[2] % stride:
+            raise ValueError(f"wan codec: later frames come in multiples of {stride}, not {frames.shape[2]}")
+        return self._encode(frames, state.layers)
+
+    def open(self, picture: Tensor) -> tuple[Tensor, WanState]:
+        """Reference picture [B, 3, H, W] in -1..1 to its latent [B, C, 1, h, w] and the state to decode from."""
+        latent, _ = self.encode_start(picture[:, :, None])
+        return latent, self.decode_start(latent)[1]
+
+    def decode_start(self, latent: Tensor) -> tuple[Tensor, WanState]:
+        """A clip's first latent [B, C, 1, h, w] to its frame [B, 3, 1, H, W] and the state to decode from."""
+        if latent.shape[2] != 1:
+            raise ValueError(f"wan codec: a clip starts with one latent, got {latent.shape[2]}")
+        return self._decode(latent, {})
+
+    def decode(self, latents: Tensor, state: WanState) -> tuple[Tensor, WanState]:
+        """Later latents [B, C, T, h, w] to frames [B, 3, 4 T, H, W] in -1..1 and the state to go on with."""
+        return self._decode(latents, state.layers)
+
+    def decode_clip(self, latents: Tensor, at_once: int = 1) -> Tensor:
+        """A clip's latents [B, C, 1 + n, h, w] to frames [B, 3, 1 + 4n, H, W], `at_once` latents per pass."""
+        part, state = self.decode_start(latents[:, :, :1])
+        frames = [part]
+        for first in range(1, latents.shape[2], at_once):
+            part, state = self.decode(latents[:, :, first : first + at_once], state)
+            frames.append(part)
+        return torch.cat(frames, dim=2)
+
+    @torch.no_grad()
+    def channels_last(self) -> WanCodec:
+        """Lay out the convolutions' weights channels-last, in place; `Module.to` cannot mix 4 and 5 dimensions."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
+            elif isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
+        return self
+
+    def load(self, tensors: Mapping[str, Tensor], source: str = "weights") -> None:
+        """Take over weights under Wan's or diffusers' names.
+
+        Raises:
+            UserError: a tensor is missing, too many or of another shape.
+        """
+        wan = any(name.startswith("encoder.downsamples.") for name in tensors)
+        load_exactly(self, from_wan(tensors, self.config) if wan else tensors, source)
+
+
+# names and files -----------------------------------------------------------------------------------
+
+_TO_WAN = (
+    (r"^quant_conv", "conv1"),
+    (r"^post_quant_conv", "conv2"),
+    (r"mid_block\.resnets\.0", "middle.0"),
+    (r"mid_block\.attentions\.0", "middle.1"),
+    (r"mid_block\.resnets\.1", "middle.2"),
+    (r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1samples.\2.\1samples.\3"),
+    (r"down_blocks\.(\d+)\.downsampler", r"downsamples.\1.downsamples.{down}"),
+    (r"up_blocks\.(\d+)\.upsampler", r"upsamples.\1.upsamples.{up}"),
+    (r"norm1", "residual.0"),
+    (r"(?<=\d\.)conv1", "residual.2"),
+    (r"norm2", "residual.3"),
+    (r"(?<=\d\.)conv2", "residual.6"),
+    (r"conv_shortcut", "shortcut"),
+    (r"conv_in", "conv1"),
+    (r"norm_out", "head.0"),
+    (r"conv_out", "head.2"),
+)
+"""Our names, which are diffusers', to those of Wan2.2_VAE.pth: patterns and replacements, applied in this order."""
+
+
+def wan_name(name: str, res_blocks: int) -> str:
+    """The name in Wan2.2_VAE.pth of our parameter `name`."""
+    for pattern, replacement in _TO_WAN:
+        # A level's sampler is numbered after its residual blocks.
+        name = re.sub(
+            pattern, replacement.replace("{down}", str(res_blocks)).replace("{up}", str(res_blocks + 1)), name
+        )
+    return name
+
+
+def to_wan(tensors: Mapping[str, Tensor], config: WanCodecConfig) -> dict[str, Tensor]:
+    """A state dict under our names, which are diffusers', to the names of Wan2.2_VAE.pth."""
+    return {wan_name(name, config.res_blocks): value for name, value in tensors.items()}
+
+
+def from_wan(tensors: Mapping[str, Tensor], config: WanCodecConfig) -> dict[str, Tensor]:
+    """The inverse of `to_wan`; names that are not Wan's stay as they are."""
+    with torch.device("meta"):
+        ours = {wan_name(name, config.res_blocks): name for name in WanCodec(config).state_dict()}
+    return {ours.get(name, name): value for name, value in tensors.items()}
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy tensors into a module that must have the same names and shapes.
+
+    Raises:
+        UserError: the first difference, by name and shapes.
+    """
+    expected = module.state_dict()
+    for title, names in (("lacks", expected.keys() - tensors.keys()), ("also has", tensors.keys() - expected.keys())):
+        if names:
+            raise UserError(
+                f"{source}: {title} {len(names)} tensors, the first {min(names)}; give the weights of this model"
+            )
+    for name, value in expected.items():
+        if value.shape != tensors[name].shape:
+            raise UserError(
+                f"{source}: {name} has shape {tuple(tensors[name].shape)} but the configuration asks for "
+                f"{tuple(value.shape)}; give the weights or the configuration that fit"
+            )
+    module.load_state_dict(dict(tensors))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a .safetensors file, or a .pth of tensors alone (nothing in it is executed).
+
+    Raises:
+        UserError: a missing, damaged or unsafe file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot read weights ({first}); download it again or convert to safetensors"
+        ) from error
