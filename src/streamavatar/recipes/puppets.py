@@ -48,6 +48,7 @@ def micro() -> Recipe:
         decoder=short,
         teacher=short,
         student=short,
+        sid=replace(short, steps=6, save_every=3),
         latents=10,
         window=7,
         dialogues=2,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from streamavatar.synth.performance import perform
 from streamavatar.training.methods.audio import AudioMethod
 from streamavatar.training.methods.codec import DecoderMethod, fit_linear
 from streamavatar.training.methods.ode import OdeMethod, trajectories
+from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.methods.teacher import TeacherMethod
 from streamavatar.training.trainer import Method, Progress, TrainConfig, Trainer
 
@@ -41,6 +42,9 @@ class Recipe:
 
     Attributes:
         model: what is built.
+        audio, decoder, teacher, student, sid: optimiser settings of the stages that train; without `sid` the student
+            stays as the ODE start leaves it.
+        distillation: settings of the SiD stage.
         latents: length of a clip, the reference included.
         window: length of a training sample, cut from a clip; long enough for the ring to be full and shifted.
         dialogues, dialogue_seconds: speech for the audio encoder.
@@ -53,6 +57,8 @@ class Recipe:
     decoder: TrainConfig
     teacher: TrainConfig
     student: TrainConfig
+    sid: TrainConfig | None = None
+    distillation: SidConfig = field(default_factory=SidConfig)
     latents: int = 22
     window: int = 13
     dialogues: int = 48
@@ -264,9 +270,20 @@ def student_stage(run: Run) -> None:
     run.keep(model, "student")
 
 
+def sid_stage(run: Run) -> None:
+    """Distil the student on its own rollouts; nothing to do for recipes without it."""
+    recipe = run.recipe
+    if recipe.sid is None:
+        return
+    student, real, fake = run.build("student"), run.build("teacher"), run.build("teacher")
+    clips = LatentSet.load(run.folder / "clips")
+    run.train(SidMethod(student, real, fake, clips, recipe.window, recipe.distillation), recipe.sid, "sid")
+    run.keep(student, "sid")
+
+
 def export_stage(run: Run) -> None:
     """Write the model folder that run time loads, with a card that says how it was made."""
-    model = run.build("student")
+    model = run.build("sid" if run.recipe.sid else "student")
     run.restore(model.codec, "codec")
     model.save(run.folder / "model")
     card = {
@@ -303,5 +320,6 @@ STAGES = {
     "teacher": Stage(teacher_stage, ("clips",), ("teacher", "window")),
     "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "window", "solver_steps", "guidance")),
     "student": Stage(student_stage, ("pairs",), ("student",)),
-    "export": Stage(export_stage, ("student", "decoder")),
+    "sid": Stage(sid_stage, ("student",), ("sid", "distillation")),
+    "export": Stage(export_stage, ("sid", "decoder")),
 }

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +50,46 @@ class TrainConfig:
         return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-class Method(Protocol):
-    """A stage's loss."""
+class Method(ABC):
+    """A stage's loss, for one network or for two that take turns (a student and its fake score, for example)."""
 
     module: nn.Module
-    """What is trained; parameters without gradient are left alone."""
+    """What is trained and kept; parameters without gradient are left alone."""
 
+    critic: nn.Module | None = None
+    """What is trained beside it, with an optimiser of its own."""
+
+    def trains_critic(self, step: int) -> bool:
+        """Whether step `step` moves the critic and not the module."""
+        return False
+
+    @abstractmethod
     def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Scalars by name; "loss" is minimised, the others are logged. All draws come from `generator`."""
+
+
+class Player:
+    """A network with its optimiser and its average."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig) -> None:
+        self.module = module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.ema = Ema(module, config.ema)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
 
 
 Progress = Callable[[str, int, int, str], None]
@@ -75,11 +108,8 @@ class Trainer:
 
     def __init__(self, method: Method, config: TrainConfig, folder: Path, progress: Progress) -> None:
         self.method, self.config, self.folder, self.progress = method, config, folder, progress
-        self.parameters = [p for p in method.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
-        self.ema = Ema(method.module, config.ema)
+        self.main = Player(method.module, config)
+        self.critic = None if method.critic is None else Player(method.critic, config)
         self.step = 0
 
     def run(self) -> nn.Module:
@@ -100,23 +130,26 @@ class Trainer:
                     self.progress(self.folder.name, self.step, self.config.steps, f"{text} {speed:.2f} steps/s")
                 if self.step % self.config.save_every == 0 or self.step == self.config.steps:
                     self._save()
-        self.ema.copy_to(self.method.module)
+        self.main.ema.copy_to(self.method.module)
         return self.method.module
 
     def _advance(self) -> dict[str, Tensor]:
         config = self.config
         generator = torch.Generator().manual_seed(seed_for(config.seed, self.folder.name, self.step))
-        for group in self.optimizer.param_groups:
+        player = self.critic if self.critic is not None and self.method.trains_critic(self.step) else self.main
+        for group in player.optimizer.param_groups:
             group["lr"] = config.rate(self.step)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
             values = self.method.loss(self.step, config.batch, generator)
         self._require_finite(values["loss"], "loss")
         values["loss"].backward()
-        values["grad"] = nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        values["grad"] = nn.utils.clip_grad_norm_(player.parameters, config.clip)
         self._require_finite(values["grad"], "gradient")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(self.step)
+        player.optimizer.step()
+        player.ema.update(self.step)
+        for each in (self.main, self.critic):  # what the step left in the other player's parameters is not its own
+            if each is not None:
+                each.optimizer.zero_grad()
         self.step += 1
         return {name: value.detach() for name, value in values.items()}
 
@@ -128,11 +161,9 @@ class Trainer:
             )
 
     def _save(self) -> None:
-        state = {
-            "module": self.method.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-        }
+        state = self.main.state_dict()
+        if self.critic is not None:
+            state["critic"] = self.critic.state_dict()
         save_checkpoint(self.folder, self.step, state, self.config.keep)
 
     def _resume(self) -> None:
@@ -140,6 +171,6 @@ class Trainer:
         if found is None:
             return
         self.step, state = found
-        self.method.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
+        self.main.load_state_dict(state)
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])

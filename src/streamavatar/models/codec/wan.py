@@ -17,15 +17,11 @@ Copies: a causal convolution joins its history and its input, one copy of the in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -98,11 +94,7 @@ Pass = tuple[Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class WanState:
-    """What a pass needs of the passes before; a value that nothing writes to.
-
-    Attributes:
-        layers: see `History`.
-    """
+    """What a pass needs of the passes before: `layers`, see `History`. A value; nothing writes to it."""
 
     layers: History
 
@@ -115,7 +107,7 @@ def _in_turn(layers: Iterable[nn.Module], x: Tensor, past: History) -> Pass:
     return x, new
 
 
-def _per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+def _per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a layer of pictures to [B, C, T, h, w]; no copy where channels are last."""
     return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
@@ -220,8 +212,7 @@ class Upsampler(nn.Module):
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()
-        grow = nn.Upsample(scale_factor=2, mode="nearest")
-        self.resample = nn.Sequential(grow, nn.Conv2d(channels, channels, 3, padding=1))
+        self.resample = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1))
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, past: History) -> Pass:
@@ -446,17 +437,16 @@ class WanCodec(nn.Module):
         load_exactly(self, from_wan(tensors, self.config) if wan else tensors, source)
 
 
-# names and files -----------------------------------------------------------------------------------
+# names -------------------------------------------------------------------------------------------
 
 _TO_WAN = (
     (r"^quant_conv", "conv1"),
     (r"^post_quant_conv", "conv2"),
-    (r"mid_block\.resnets\.0", "middle.0"),
     (r"mid_block\.attentions\.0", "middle.1"),
+    (r"mid_block\.resnets\.0", "middle.0"),
     (r"mid_block\.resnets\.1", "middle.2"),
     (r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1samples.\2.\1samples.\3"),
-    (r"down_blocks\.(\d+)\.downsampler", r"downsamples.\1.downsamples.{down}"),
-    (r"up_blocks\.(\d+)\.upsampler", r"upsamples.\1.upsamples.{up}"),
+    (r"(down|up)_blocks\.(\d+)\.\1sampler", r"\1samples.\2.\1samples.#"),  # numbered after the residual blocks
     (r"norm1", "residual.0"),
     (r"(?<=\d\.)conv1", "residual.2"),
     (r"norm2", "residual.3"),
@@ -471,11 +461,9 @@ _TO_WAN = (
 
 def wan_name(name: str, res_blocks: int) -> str:
     """The name in Wan2.2_VAE.pth of our parameter `name`."""
+    blocks = str(res_blocks + name.startswith("decoder."))
     for pattern, replacement in _TO_WAN:
-        # A level's sampler is numbered after its residual blocks.
-        name = re.sub(
-            pattern, replacement.replace("{down}", str(res_blocks)).replace("{up}", str(res_blocks + 1)), name
-        )
+        name = re.sub(pattern, replacement.replace("#", blocks), name)
     return name
 
 
@@ -500,9 +488,8 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     expected = module.state_dict()
     for title, names in (("lacks", expected.keys() - tensors.keys()), ("also has", tensors.keys() - expected.keys())):
         if names:
-            raise UserError(
-                f"{source}: {title} {len(names)} tensors, the first {min(names)}; give the weights of this model"
-            )
+            count = f"{title} {len(names)} tensors, the first {min(names)}"
+            raise UserError(f"{source}: {count}; give the weights of this model")
     for name, value in expected.items():
         if value.shape != tensors[name].shape:
             raise UserError(
@@ -510,20 +497,3 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
                 f"{tuple(value.shape)}; give the weights or the configuration that fit"
             )
     module.load_state_dict(dict(tensors))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a .safetensors file, or a .pth of tensors alone (nothing in it is executed).
-
-    Raises:
-        UserError: a missing, damaged or unsafe file.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot read weights ({first}); download it again or convert to safetensors"
-        ) from error

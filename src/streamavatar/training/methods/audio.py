@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamavatar.models.audio import AFTER, BEFORE, AudioEncoder
+from streamavatar.training.trainer import Method
 
 TARGETS = 17
 """15 visemes, mouth opening, mouth width."""
 
 
-class AudioMethod:
+class AudioMethod(Method):
     """Regression of the mouth's truth from the features of five frames.
 
     Args:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamavatar.models.codec import LightCodec
+from streamavatar.training.trainer import Method
 
 
 def to_unit(frames: np.ndarray | Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def fit_scale(codec: LightCodec, clips: np.ndarray) -> None:
     codec.fit_scale(shift, (motion * overall).sqrt(), spread)
 
 
-class DecoderMethod:
+class DecoderMethod(Method):
     """The decoder's convolutions, on short pieces of clips; the linear part stays as fitted.
 
     Args:

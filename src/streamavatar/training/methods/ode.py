@@ -18,6 +18,7 @@ from streamavatar.models.avatar import AvatarModel
 from streamavatar.rollout import read_chunks
 from streamavatar.schedule import solver_sigmas, velocity_from_sample
 from streamavatar.training.methods.teacher import MOUTH_WEIGHT, conditions_of, trainable
+from streamavatar.training.trainer import Method
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def trajectories(
     return torch.stack([kept[s] for s in schedule.sigmas], dim=1), x
 
 
-class OdeMethod:
+class OdeMethod(Method):
     """See the module's docstring.
 
     Args:

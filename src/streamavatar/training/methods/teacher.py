@@ -14,6 +14,7 @@ from streamavatar.losses.flow import sample_loss
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
 from streamavatar.schedule import add_noise, shift_sigma
+from streamavatar.training.trainer import Method
 
 MOUTH_WEIGHT = 5.0
 DROPOUT = 0.1
@@ -36,7 +37,7 @@ def conditions_of(model: AvatarModel, clips: LatentSet, keep: Tensor | None = No
     return Conditions(*tokens, reference=clips.latents[:, :, :1])
 
 
-class TeacherMethod:
+class TeacherMethod(Method):
     """See the module's docstring.
 
     Args:

@@ -1,0 +1,169 @@
+"""SiD distillation with student forcing: the paper's first stage after the ODE start (paper, 2.7 and 2.8).
+
+The student rolls out whole clips on its own outputs, through the same cache, sinks and RAPR as at run time. Two score
+networks, both bidirectional, judge the result at a random noise level: the real score is the frozen teacher, the fake
+score follows the student. The fake score takes `ratio` steps for every step of the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from streamavatar.data.latents import LatentSet
+from streamavatar.losses.sid import critic_loss, dmd_loss, guided, sid_loss
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.models.transformer import Conditions
+from streamavatar.rollout import ExitPass, Passes, make_sequence
+from streamavatar.schedule import add_noise, shift_sigma
+from streamavatar.training.methods.teacher import conditions_of, trainable
+from streamavatar.training.trainer import Method
+
+
+@dataclass(frozen=True)
+class SidConfig:
+    """The paper's choices, and its ablations.
+
+    Attributes:
+        objective: "sid", or "dmd" (no gradient through the scores).
+        alpha, guidance, ratio: see `losses.sid`; fake-score steps per student step.
+        low, high: bounds of the noise level at which the scores judge, after the shift.
+        grad_mode: "exit_step" keeps the rollout's graph; "replay" rolls out without one and runs the exit passes again,
+            one chunk at a time (same gradient, memory of one chunk).
+        last_chunks: only so many chunks at the end of a clip carry gradient; 0 is all.
+    """
+
+    objective: Literal["sid", "dmd"] = "sid"
+    alpha: float = 1.0
+    guidance: float = 3.0
+    ratio: int = 5
+    low: float = 0.02
+    high: float = 0.98
+    grad_mode: Literal["exit_step", "replay"] = "exit_step"
+    last_chunks: int = 0
+
+
+class SidMethod(Method):
+    """See the module's docstring.
+
+    Args:
+        student: from the ODE start.
+        real: the teacher; frozen here.
+        fake: a copy of the teacher; the critic.
+        clips: conditions and references; the pictures themselves are not used.
+        window: latents of a rollout, the reference included.
+        config: see :class:`SidConfig`.
+    """
+
+    def __init__(
+        self,
+        student: AvatarModel,
+        real: AvatarModel,
+        fake: AvatarModel,
+        clips: LatentSet,
+        window: int,
+        config: SidConfig,
+    ) -> None:
+        trainable(student)
+        trainable(fake)
+        real.requires_grad_(False)
+        self.module: torch.nn.Module = student
+        self.critic: torch.nn.Module | None = fake
+        self.student, self.real, self.fake = student, real, fake
+        self.clips, self.window, self.config = clips, window, config
+
+    def trains_critic(self, step: int) -> bool:
+        return step % (self.config.ratio + 1) != self.config.ratio
+
+    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        clips = self.clips.take(torch.randint(len(self.clips), (batch,), generator=generator))
+        last = clips.latents.shape[2] - self.window + 1
+        clips = clips.crop(torch.randint(1, last + 1, (batch,), generator=generator), self.window)
+        if self.trains_critic(step):
+            return self._critic_step(clips, generator)
+        return self._student_step(clips, generator)
+
+    def _critic_step(self, clips: LatentSet, generator: torch.Generator) -> dict[str, Tensor]:
+        with torch.no_grad():
+            x = self.rollout(clips, generator, gradient=False)
+        noised, noise, sigma = self._noised(x, generator)
+        estimate = self.fake.transformer.sample(noised, sigma, conditions_of(self.fake, clips))
+        return {"loss": critic_loss(estimate, noised, x, noise, sigma)}
+
+    def _student_step(self, clips: LatentSet, generator: torch.Generator) -> dict[str, Tensor]:
+        if self.config.grad_mode == "exit_step":
+            x = self.rollout(clips, generator, gradient=True)
+            return {"loss": self._judge(x, clips, generator)}
+        trace: list[ExitPass] = []
+        with torch.no_grad():
+            x = self.rollout(clips, generator, gradient=False, trace=trace)
+        x.requires_grad_()
+        loss = self._judge(x, clips, generator)
+        (gradient,) = torch.autograd.grad(loss, x)
+        return {"loss": loss.detach() + self._replayed(trace, clips, gradient)}
+
+    def _replayed(self, trace: list[ExitPass], clips: LatentSet, gradient: Tensor) -> Tensor:
+        """Put the student's gradients in place, chunk by chunk; returns a zero that can be differentiated."""
+        size = self.student.config.geometry.chunk_latents
+        zero = torch.zeros((), requires_grad=True)
+        for index, seen in enumerate(trace):
+            span = range(1 + index * size, 1 + (index + 1) * size)
+            conditions = conditions_of(self.student, clips).latents(span)
+            estimate = ExitPass(seen.x, seen.sigma, conditions, seen.view).run(self.student.transformer)
+            estimate.backward(gradient[:, :, span.start : span.stop])
+        return 0 * zero
+
+    def _judge(self, x: Tensor, clips: LatentSet, generator: torch.Generator) -> Tensor:
+        """The student's loss on a rollout."""
+        noised, _, sigma = self._noised(x, generator)
+        silence = torch.zeros(len(clips))
+        scores: list[Tensor] = []
+        for model, keep in ((self.real, None), (self.real, silence), (self.fake, None)):
+            conditions = _without_gradient(conditions_of(model, clips, keep))
+            scores.append(model.transformer.sample(noised, sigma, conditions))
+        real = guided(scores[0], scores[1], self.config.guidance)
+        if self.config.objective == "dmd":
+            return dmd_loss(x, real, scores[2])
+        return sid_loss(x, real, scores[2], alpha=self.config.alpha)
+
+    def _noised(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """x at one random noise level per clip, the reference clean; the noise and the levels [B, T]."""
+        u = torch.rand(x.shape[0], 1, generator=generator)
+        level = shift_sigma(u, self.student.config.schedule.shift).clamp(self.config.low, self.config.high)
+        sigma = level.expand(-1, x.shape[2]).clone()
+        sigma[:, 0] = 0
+        noise = torch.randn(x.shape, generator=generator)
+        return add_noise(x, noise, sigma), noise, sigma
+
+    def rollout(
+        self, clips: LatentSet, generator: torch.Generator, *, gradient: bool, trace: list[ExitPass] | None = None
+    ) -> Tensor:
+        """Student forcing over whole clips, float32 [B, C, T, H, W], the reference first."""
+        config = self.student.config
+        size = config.geometry.chunk_latents
+        shape = (*clips.latents.shape[:2], size, *clips.latents.shape[3:])
+        exit_step = int(torch.randint(len(config.schedule.sigmas), (), generator=generator))
+        passes = Passes(config.schedule.sigmas, config.context.cache_mode, exit_step, gradient)
+        chunks: Iterator[Tensor] = make_sequence(
+            self.student.transformer,
+            self.student.tape_cache(),
+            conditions_of(self.student, clips),
+            lambda chunk, step: torch.randn(shape, generator=generator),
+            passes,
+            size,
+            trace,
+        )
+        made = [chunk.float() for chunk in chunks]
+        if self.config.last_chunks:
+            first = len(made) - self.config.last_chunks
+            made = [chunk.detach() if index < first else chunk for index, chunk in enumerate(made)]
+        return torch.cat([clips.latents[:, :, :1], *made], dim=2)
+
+
+def _without_gradient(conditions: Conditions) -> Conditions:
+    """Conditions of a judge: its projections are not trained by the student's loss."""
+    return Conditions(conditions.talk.detach(), conditions.listen.detach(), conditions.reference, conditions.text)
