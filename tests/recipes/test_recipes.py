@@ -52,7 +52,18 @@ def test_micro_from_nothing_to_a_model(tmp_path: Path) -> None:
             finished.append(stage)
 
     Run(recipe, tmp_path, tell).run(list(STAGES))
-    assert finished == ["speech", "audio", "frames", "clips", "decoder", "teacher", "pairs", "student", "sid"]
+    assert finished == [
+        "speech",
+        "audio",
+        "frames",
+        "clips",
+        "decoder",
+        "teacher",
+        "pairs",
+        "student",
+        "sid",
+        "adversarial",
+    ]
     model = AvatarModel.load(tmp_path / "model")
     assert model.config == recipe.model
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())

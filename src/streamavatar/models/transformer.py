@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -247,23 +248,41 @@ class Transformer(nn.Module):
         Returns:
             [B, C, T, H, W], a velocity or a sample as `config.prediction` says.
         """
-        latents = x.shape[2]
-        times = tuple(range(latents)) if view is None else view.times
-        grid = (x.shape[3] // self.config.patch, x.shape[4] // self.config.patch)
-        table = rope(times, grid, self.config.head_dim, self.config.rope_theta)
+        tokens, e, inputs = self._prepare(x, timesteps, conditions, view, mask)
+        for block in self.blocks:
+            tokens = self._run_block(block, tokens, inputs)
+        return self._unpatchify(self.head(tokens, e), x.shape[2], self._grid(x))
+
+    def tap(self, x: Tensor, timesteps: Tensor, conditions: Conditions, taps: tuple[int, ...]) -> list[Tensor]:
+        """Tokens [B, T*N, dim] after some blocks (0-based) of a pass without a view; see :meth:`forward`."""
+        tokens, _, inputs = self._prepare(x, timesteps, conditions, None, None)
+        found = []
+        for layer, block in enumerate(self.blocks[: max(taps) + 1]):
+            tokens = self._run_block(block, tokens, inputs)
+            if layer in taps:
+                found.append(tokens)
+        return found
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        return x.shape[3] // self.config.patch, x.shape[4] // self.config.patch
+
+    def _prepare(
+        self, x: Tensor, timesteps: Tensor, conditions: Conditions, view: View | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        """The first tokens, the time embedding [B, T, dim], and what every block gets beside its tokens."""
+        times = tuple(range(x.shape[2])) if view is None else view.times
+        table = rope(times, self._grid(x), self.config.head_dim, self.config.rope_theta)
         table = Rope(table.cos.to(x.device), table.sin.to(x.device))
-        x = self._condition(x, timesteps, conditions.reference.to(x.dtype))
-        tokens = self._embed(x)
+        tokens = self._embed(self._condition(x, timesteps, conditions.reference.to(x.dtype)))
         if conditions.text is not None:
             conditions = replace(conditions, text=self.text_embedding(conditions.text))
         e = self.time_embedding(timestep_embedding(timesteps, self.config.freq_dim).to(tokens.dtype))
-        e0 = self.time_projection(e).unflatten(-1, (6, -1))
-        for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, e0, table, conditions, view, mask, use_reentrant=False)
-            else:
-                tokens = block(tokens, e0, table, conditions, view, mask)
-        return self._unpatchify(self.head(tokens, e), latents, grid)
+        return tokens, e, (self.time_projection(e).unflatten(-1, (6, -1)), table, conditions, view, mask)
+
+    def _run_block(self, block: nn.Module, tokens: Tensor, inputs: tuple[Any, ...]) -> Tensor:
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(block, tokens, *inputs, use_reentrant=False)
+        return block(tokens, *inputs)
 
     def sample(
         self, x: Tensor, sigma: Tensor, conditions: Conditions, view: View | None = None, *, mask: Tensor | None = None

@@ -36,7 +36,7 @@ def micro() -> Recipe:
         full.model,
         name="micro",
         geometry=Geometry(height=64, width=64),
-        transformer=replace(full.model.transformer, dim=64, ffn_dim=128, heads=2, layers=2),
+        transformer=replace(full.model.transformer, dim=64, ffn_dim=128, heads=2, layers=3),
         audio=AudioConfig(width=32, depth=2, hidden=64),
         codec=CodecConfig(widths=(32, 24, 16), blocks=1),
     )
@@ -49,6 +49,7 @@ def micro() -> Recipe:
         teacher=short,
         student=short,
         sid=replace(short, steps=6, save_every=3),
+        adversarial=short,
         latents=10,
         window=7,
         dialogues=2,

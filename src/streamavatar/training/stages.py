@@ -26,6 +26,7 @@ from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
 from streamavatar.synth.dialogue import make_dialogue
 from streamavatar.synth.performance import perform
+from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.audio import AudioMethod
 from streamavatar.training.methods.codec import DecoderMethod, fit_linear
 from streamavatar.training.methods.ode import OdeMethod, trajectories
@@ -42,9 +43,9 @@ class Recipe:
 
     Attributes:
         model: what is built.
-        audio, decoder, teacher, student, sid: optimiser settings of the stages that train; without `sid` the student
-            stays as the ODE start leaves it.
-        distillation: settings of the SiD stage.
+        audio, decoder, teacher, student, sid, adversarial: optimiser settings of the stages that train; a recipe
+            without `sid` or `adversarial` leaves these stages out.
+        distillation, refinement: settings of the SiD and the adversarial stage.
         latents: length of a clip, the reference included.
         window: length of a training sample, cut from a clip; long enough for the ring to be full and shifted.
         dialogues, dialogue_seconds: speech for the audio encoder.
@@ -59,6 +60,8 @@ class Recipe:
     student: TrainConfig
     sid: TrainConfig | None = None
     distillation: SidConfig = field(default_factory=SidConfig)
+    adversarial: TrainConfig | None = None
+    refinement: AdversarialConfig = field(default_factory=AdversarialConfig)
     latents: int = 22
     window: int = 13
     dialogues: int = 48
@@ -159,6 +162,11 @@ class Run:
             target = {"audio": model.audio.encoder, "linear": model.codec, "codec": model.codec}.get(part, model)
             self.restore(target, part)
         return model
+
+    def newest_student(self) -> str:
+        """The last part of the recipe that holds a student."""
+        recipe = self.recipe
+        return "adversarial" if recipe.adversarial else "sid" if recipe.sid else "student"
 
     def train(self, method: Method, config: TrainConfig, stage: str) -> None:
         Trainer(method, config, self.folder / stage, self.progress).run()
@@ -281,9 +289,20 @@ def sid_stage(run: Run) -> None:
     run.keep(student, "sid")
 
 
+def adversarial_stage(run: Run) -> None:
+    """Refine the student against real clips; nothing to do for recipes without it."""
+    recipe = run.recipe
+    if recipe.adversarial is None:
+        return
+    student, teacher = run.build("sid" if recipe.sid else "student"), run.build("teacher")
+    method = AdversarialMethod(student, teacher, LatentSet.load(run.folder / "clips"), recipe.window, recipe.refinement)
+    run.train(method, recipe.adversarial, "adversarial")
+    run.keep(student, "adversarial")
+
+
 def export_stage(run: Run) -> None:
     """Write the model folder that run time loads, with a card that says how it was made."""
-    model = run.build("sid" if run.recipe.sid else "student")
+    model = run.build(run.newest_student())
     run.restore(model.codec, "codec")
     model.save(run.folder / "model")
     card = {
@@ -321,5 +340,6 @@ STAGES = {
     "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "window", "solver_steps", "guidance")),
     "student": Stage(student_stage, ("pairs",), ("student",)),
     "sid": Stage(sid_stage, ("student",), ("sid", "distillation")),
-    "export": Stage(export_stage, ("sid", "decoder")),
+    "adversarial": Stage(adversarial_stage, ("sid", "clips"), ("adversarial", "refinement")),
+    "export": Stage(export_stage, ("adversarial", "decoder")),
 }

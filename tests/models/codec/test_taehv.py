@@ -26,17 +26,23 @@ def drawn(codec: Taehv, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def small() -> Taehv:
+def small(dtype: torch.dtype = torch.float32) -> Taehv:
     codec = Taehv(SMALL)
     weights = drawn(codec)
     weights["decoder.22.bias"] = weights["decoder.22.bias"] + 0.5  # pictures are 0..1 inside
     codec.load(weights)
-    return codec.eval().requires_grad_(False)
+    return codec.to(dtype).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def codec() -> Taehv:
     return small()
+
+
+@pytest.fixture(scope="module")
+def exact() -> Taehv:
+    """In float64: the rounding of float32 depends on how many frames a convolution is given."""
+    return small(torch.float64)
 
 
 def clip(seed: int = 0, batch: int = 1, latents: int = LATENTS) -> Tensor:
@@ -161,21 +167,22 @@ def test_equals_twin(codec: Taehv, batch: int) -> None:
 
 @settings(max_examples=25)
 @given(plan=st.lists(st.integers(1, 4), min_size=1, max_size=5), seed=st.integers(0, 100))
-def test_any_plan_decodes_the_same(plan: list[int], seed: int) -> None:
-    codec = small()
-    latent, state = codec.open(clip(seed)[:, :, 0])
+def test_any_plan_decodes_the_same(exact: Taehv, plan: list[int], seed: int) -> None:
+    latent, state = exact.open(clip(seed)[:, :, 0])
     z = some_latents(seed, count=sum(plan))
     frames = []
     for part in z.split(plan, dim=2):
-        out, state = codec.decode(part, state)
+        out, state = exact.decode(part, state)
         assert out.shape == (1, 3, 4 * part.shape[2], HEIGHT, WIDTH)
         frames.append(out)
-    whole = codec.decode_clip(torch.cat((latent, z), dim=2))
+    whole = exact.decode_clip(torch.cat((latent, z), dim=2))
     assert whole.shape[2] == 1 + 4 * sum(plan)
     torch.testing.assert_close(torch.cat(frames, dim=2), whole[:, :, 1:], rtol=0, atol=1e-6)
 
 
-def test_sessions_do_not_mix(codec: Taehv) -> None:
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+def test_sessions_do_not_mix(dtype: torch.dtype, bound: float) -> None:
+    codec = small(dtype)
     states = [codec.open(clip(seed)[:, :, 0])[1] for seed in (1, 2)]
     latents = [some_latents(seed) for seed in (3, 4)]
     alone = [codec.decode(z, state)[0] for z, state in zip(latents, states, strict=True)]
@@ -185,7 +192,7 @@ def test_sessions_do_not_mix(codec: Taehv) -> None:
             out, states[session] = codec.decode(latents[session][:, :, first : first + 1], states[session])
             shown[session].append(out)
     for frames, expected in zip(shown, alone, strict=True):
-        torch.testing.assert_close(torch.cat(frames, dim=2), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.cat(frames, dim=2), expected, rtol=0, atol=bound)
 
 
 def test_state_is_a_value(codec: Taehv) -> None:
@@ -214,11 +221,11 @@ def test_shapes_and_ranges(codec: Taehv) -> None:
 
 
 def test_bfloat16(codec: Taehv) -> None:
-    rough = small().bfloat16()
+    rough = small(torch.bfloat16)
     latents = codec.encode(clip())
     coarse = rough.encode(clip())
     assert coarse.dtype == torch.float32
     assert (coarse - latents).square().mean().sqrt() < 0.03 * latents.std()
-    exact, shown = codec.decode_clip(some_latents()), rough.decode_clip(some_latents())
+    fine, shown = codec.decode_clip(some_latents()), rough.decode_clip(some_latents())
     assert shown.dtype == torch.float32
-    assert (shown - exact).square().mean().sqrt() < 0.03 * exact.std()
+    assert (shown - fine).square().mean().sqrt() < 0.03 * fine.std()

@@ -42,15 +42,21 @@ def drawn(codec: WanCodec, seed: int = 0) -> dict[str, Tensor]:
     return weights
 
 
-def small() -> WanCodec:
+def small(dtype: torch.dtype = torch.float32) -> WanCodec:
     codec = WanCodec(SMALL)
     codec.load(drawn(codec))
-    return codec.eval().requires_grad_(False)
+    return codec.to(dtype).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def codec() -> WanCodec:
     return small()
+
+
+@pytest.fixture(scope="module")
+def exact() -> WanCodec:
+    """In float64: the rounding of float32 depends on how many frames a convolution is given."""
+    return small(torch.float64)
 
 
 def clip(seed: int = 0, batch: int = 1, latents: int = LATENTS) -> Tensor:
@@ -183,9 +189,8 @@ def test_load_says_what_is_wrong(codec: WanCodec, wan: bool) -> None:
     message = tried({**good, "decoder.conv_in.weight": torch.zeros(48, 5, 3, 3, 3)})
     assert message.startswith("vae.pth: decoder.conv_in.weight has shape (48, 5, 3, 3, 3)")
     assert "(48, 6, 3, 3, 3)" in message
-    assert "lacks 1 tensors, the first quant_conv.bias" in tried(
-        {k: v for k, v in good.items() if k != "quant_conv.bias"}
-    )
+    fewer = {name: value for name, value in good.items() if name != "quant_conv.bias"}
+    assert "lacks 1 tensors, the first quant_conv.bias" in tried(fewer)
     assert "also has 1 tensors, the first extra" in tried({**good, "extra": torch.zeros(1)})
 
 
@@ -210,31 +215,30 @@ def decoded(codec: WanCodec, z: Tensor, state: WanState, plan: list[int]) -> tup
 
 @settings(max_examples=12)
 @given(plan=plans, seed=st.integers(0, 100))
-def test_any_plan_decodes_the_same(plan: list[int], seed: int) -> None:
-    codec = small()
-    latent, state = codec.open(clip(seed)[:, :, 0])
+def test_any_plan_decodes_the_same(exact: WanCodec, plan: list[int], seed: int) -> None:
+    latent, state = exact.open(clip(seed)[:, :, 0])
     z = some_latents(seed, count=sum(plan))
-    frames, _ = decoded(codec, z, state, plan)
-    whole = codec.decode_clip(torch.cat((latent, z), dim=2), at_once=100)
+    frames, _ = decoded(exact, z, state, plan)
+    whole = exact.decode_clip(torch.cat((latent, z), dim=2), at_once=100)
     assert frames.shape[2] == 4 * sum(plan)
     torch.testing.assert_close(frames, whole[:, :, 1:], rtol=0, atol=1e-6)
 
 
 @settings(max_examples=8)
 @given(plan=plans)
-def test_any_plan_encodes_the_same(plan: list[int]) -> None:
-    codec = small()
+def test_any_plan_encodes_the_same(exact: WanCodec, plan: list[int]) -> None:
     frames = clip(latents=1 + sum(plan))
-    latent, state = codec.encode_start(frames[:, :, :1])
+    latent, state = exact.encode_start(frames[:, :, :1])
     latents = [latent]
     for part in frames[:, :, 1:].split([4 * n for n in plan], dim=2):
-        latent, state = codec.encode_more(part, state)
+        latent, state = exact.encode_more(part, state)
         latents.append(latent)
-    torch.testing.assert_close(torch.cat(latents, dim=2), codec.encode(frames, at_once=100), rtol=0, atol=1e-6)
-    torch.testing.assert_close(codec.encode(frames), codec.encode(frames, at_once=2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.cat(latents, dim=2), exact.encode(frames, at_once=100), rtol=0, atol=1e-6)
 
 
-def test_sessions_do_not_mix(codec: WanCodec) -> None:
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+def test_sessions_do_not_mix(dtype: torch.dtype, bound: float) -> None:
+    codec = small(dtype)
     states = [codec.open(clip(seed)[:, :, 0])[1] for seed in (1, 2)]
     latents = [some_latents(seed) for seed in (3, 4)]
     alone = [decoded(codec, z, state, [LATENTS])[0] for z, state in zip(latents, states, strict=True)]
@@ -244,7 +248,7 @@ def test_sessions_do_not_mix(codec: WanCodec) -> None:
             out, states[session] = codec.decode(latents[session][:, :, first : first + 1], states[session])
             shown[session].append(out)
     for frames, expected in zip(shown, alone, strict=True):
-        torch.testing.assert_close(torch.cat(frames, dim=2), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.cat(frames, dim=2), expected, rtol=0, atol=bound)
 
 
 def test_state_is_a_value(codec: WanCodec) -> None:
@@ -284,18 +288,19 @@ def test_shapes_and_ranges(codec: WanCodec) -> None:
 
 
 def test_bfloat16(codec: WanCodec) -> None:
-    rough = small().bfloat16()
+    rough = small(torch.bfloat16)
     frames = clip()
     latents = codec.encode(frames)
     coarse = rough.encode(frames)
     assert coarse.dtype == torch.float32
     assert (coarse - latents).square().mean().sqrt() < 0.03 * latents.std()
-    exact, shown = codec.decode_clip(latents), rough.decode_clip(latents)
+    fine, shown = codec.decode_clip(latents), rough.decode_clip(latents)
     assert shown.dtype == torch.float32
-    assert (shown - exact).square().mean().sqrt() < 0.03 * exact.std()
+    assert (shown - fine).square().mean().sqrt() < 0.03 * fine.std()
     _, state = rough.open(frames[:, :, 0])
     assert {value.dtype for value in state.layers.values()} == {torch.bfloat16}
-    assert torch.equal(rough.decode(latents[:, :, 1:], state)[0], rough.decode(latents[:, :, 1:], state)[0])
+    frames, _ = rough.decode(latents[:, :, 1:], state)
+    assert (frames - fine[:, :, 1:]).square().mean().sqrt() < 0.03 * fine.std()
 
 
 def test_memory_format_does_not_matter(codec: WanCodec) -> None:

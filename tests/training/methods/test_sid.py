@@ -77,7 +77,7 @@ def test_gradient_goes_through_both_scores(make_method: MakeMethod) -> None:
 def test_only_the_last_chunks_carry_gradient(make_method: MakeMethod) -> None:
     method = make_method(last_chunks=1)
     clips = method.clips.take(torch.arange(2)).crop(torch.ones(2, dtype=torch.long), WINDOW)
-    x = method.rollout(clips, torch.Generator().manual_seed(0), gradient=True)
+    x = method._rollout(clips, torch.Generator().manual_seed(0), gradient=True)
     head = method.student.transformer.head.head.weight
     (early,) = torch.autograd.grad(x[:, :, :-3].sum() + 0 * x.sum(), head, retain_graph=True)
     (late,) = torch.autograd.grad(x[:, :, -3:].sum(), head)

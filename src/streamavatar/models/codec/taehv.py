@@ -2,7 +2,7 @@
 
 After madebyollin/taehv, `TAEHV(patch_size=2, latent_channels=48)`: 3x3 convolutions on single frames; all that
 passes along time are memory blocks, which see the frame before, and the steps that grow or pool time. It decodes at
-less than a hundredth of the work of Wan's own decoder and works on the latents as the transformer makes them,
+about a two-hundredth of the work of Wan's own decoder and works on the latents as the transformer makes them,
 (z - mean) / std, like `WanCodec`.
 
 The network makes four frames of every latent, the first too; of those the last is frame 0 and the other three are

@@ -7,7 +7,6 @@ score follows the student. The fake score takes `ratio` steps for every step of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +17,9 @@ from streamavatar.data.latents import LatentSet
 from streamavatar.losses.sid import critic_loss, dmd_loss, guided, sid_loss
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
-from streamavatar.rollout import ExitPass, Passes, make_sequence
+from streamavatar.rollout import ExitPass
 from streamavatar.schedule import add_noise, shift_sigma
+from streamavatar.training.methods.student import student_rollout
 from streamavatar.training.methods.teacher import conditions_of, trainable
 from streamavatar.training.trainer import Method
 
@@ -89,18 +89,18 @@ class SidMethod(Method):
 
     def _critic_step(self, clips: LatentSet, generator: torch.Generator) -> dict[str, Tensor]:
         with torch.no_grad():
-            x = self.rollout(clips, generator, gradient=False)
+            x = self._rollout(clips, generator, gradient=False)
         noised, noise, sigma = self._noised(x, generator)
         estimate = self.fake.transformer.sample(noised, sigma, conditions_of(self.fake, clips))
         return {"loss": critic_loss(estimate, noised, x, noise, sigma)}
 
     def _student_step(self, clips: LatentSet, generator: torch.Generator) -> dict[str, Tensor]:
         if self.config.grad_mode == "exit_step":
-            x = self.rollout(clips, generator, gradient=True)
+            x = self._rollout(clips, generator, gradient=True)
             return {"loss": self._judge(x, clips, generator)}
         trace: list[ExitPass] = []
         with torch.no_grad():
-            x = self.rollout(clips, generator, gradient=False, trace=trace)
+            x = self._rollout(clips, generator, gradient=False, trace=trace)
         x.requires_grad_()
         loss = self._judge(x, clips, generator)
         (gradient,) = torch.autograd.grad(loss, x)
@@ -116,6 +116,17 @@ class SidMethod(Method):
             estimate = ExitPass(seen.x, seen.sigma, conditions, seen.view).run(self.student.transformer)
             estimate.backward(gradient[:, :, span.start : span.stop])
         return 0 * zero
+
+    def _rollout(
+        self, clips: LatentSet, generator: torch.Generator, *, gradient: bool, trace: list[ExitPass] | None = None
+    ) -> Tensor:
+        """One exit step for all chunks; the last `last_chunks` chunks carry gradient."""
+        exit_step = int(torch.randint(len(self.student.config.schedule.sigmas), (), generator=generator))
+        x = student_rollout(self.student, clips, generator, exit_step=exit_step, gradient=gradient, trace=trace)
+        if not self.config.last_chunks:
+            return x
+        first = x.shape[2] - self.config.last_chunks * self.student.config.geometry.chunk_latents
+        return torch.cat((x[:, :, :first].detach(), x[:, :, first:]), dim=2)
 
     def _judge(self, x: Tensor, clips: LatentSet, generator: torch.Generator) -> Tensor:
         """The student's loss on a rollout."""
@@ -138,30 +149,6 @@ class SidMethod(Method):
         sigma[:, 0] = 0
         noise = torch.randn(x.shape, generator=generator)
         return add_noise(x, noise, sigma), noise, sigma
-
-    def rollout(
-        self, clips: LatentSet, generator: torch.Generator, *, gradient: bool, trace: list[ExitPass] | None = None
-    ) -> Tensor:
-        """Student forcing over whole clips, float32 [B, C, T, H, W], the reference first."""
-        config = self.student.config
-        size = config.geometry.chunk_latents
-        shape = (*clips.latents.shape[:2], size, *clips.latents.shape[3:])
-        exit_step = int(torch.randint(len(config.schedule.sigmas), (), generator=generator))
-        passes = Passes(config.schedule.sigmas, config.context.cache_mode, exit_step, gradient)
-        chunks: Iterator[Tensor] = make_sequence(
-            self.student.transformer,
-            self.student.tape_cache(),
-            conditions_of(self.student, clips),
-            lambda chunk, step: torch.randn(shape, generator=generator),
-            passes,
-            size,
-            trace,
-        )
-        made = [chunk.float() for chunk in chunks]
-        if self.config.last_chunks:
-            first = len(made) - self.config.last_chunks
-            made = [chunk.detach() if index < first else chunk for index, chunk in enumerate(made)]
-        return torch.cat([clips.latents[:, :, :1], *made], dim=2)
 
 
 def _without_gradient(conditions: Conditions) -> Conditions:

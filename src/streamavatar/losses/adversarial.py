@@ -1,0 +1,40 @@
+"""Relativistic adversarial losses with finite-difference R1 and R2 (paper, 3; R3GAN's form, APT's penalty).
+
+Logits come in pairs: one per latent from the local branch [B, T - 1], one per clip from the global branch [B]. The real
+and the fake clip of a pair share reference and audio. Exact gradient penalties need a second backward pass, which flash
+attention and sharded parameters do not have; the finite difference lam * |D(x) - D(x + sd * n)|^2 does without.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from streamavatar.models.discriminator import Logits
+
+
+def relativistic(winner: Logits, loser: Logits, global_weight: float = 1.0) -> Tensor:
+    """Mean softplus(-(winner - loser)) over both branches.
+
+    The discriminator minimises `relativistic(real, fake)`, the generator `relativistic(fake, real)`.
+    """
+    loss = functional.softplus(-(winner.local - loser.local)).mean()
+    if winner.overall is not None and loser.overall is not None:
+        loss = loss + global_weight * functional.softplus(-(winner.overall - loser.overall)).mean()
+    return loss
+
+
+def penalty(logits: Logits, disturbed: Logits) -> Tensor:
+    """Mean squared change of the logits under a small disturbance of the input: R1 on real clips, R2 on fake ones."""
+    change = (logits.local - disturbed.local).square().mean()
+    if logits.overall is not None and disturbed.overall is not None:
+        change = change + (logits.overall - disturbed.overall).square().mean()
+    return change
+
+
+def disturb(x: Tensor, sd: float, generator: torch.Generator) -> Tensor:
+    """x with noise on all but the reference latent, [B, C, T, H, W]."""
+    noise = sd * torch.randn(x.shape, generator=generator).to(x)
+    noise[:, :, 0] = 0
+    return x + noise

@@ -1,0 +1,116 @@
+"""Adversarial refinement against real clips with the Consistency-Aware Discriminator: the paper's second stage (3).
+
+Student and discriminator take turns. A real clip and the student's clip form a pair: same reference, same audio. The
+discriminator sees clean latents and is told a random noise level, since at level 0 such backbones carry little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamavatar.data.latents import LatentSet
+from streamavatar.losses.adversarial import disturb, penalty, relativistic
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.models.discriminator import Branches, Discriminator, Logits, default_taps
+from streamavatar.models.transformer import Conditions
+from streamavatar.training.methods.student import student_rollout
+from streamavatar.training.methods.teacher import conditions_of, trainable
+from streamavatar.training.trainer import Method
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """The paper's choices where known, AAPT's constants elsewhere, and the ablation of the branches.
+
+    Attributes:
+        branches: "full", "pooled" (a global branch without the reference's question), "local".
+        global_weight: of the global branch in both losses.
+        penalty_weight, penalty_sd: of the finite-difference R1 and R2.
+        width: of a latent's feature in the discriminator.
+    """
+
+    branches: Branches = "full"
+    global_weight: float = 1.0
+    penalty_weight: float = 1000.0
+    penalty_sd: float = 0.1
+    width: int = 1024
+
+
+class AdversarialMethod(Method):
+    """See the module's docstring.
+
+    Args:
+        student: distilled or ODE-started; trained here.
+        teacher: its transformer becomes the discriminator's backbone and is trained as such; its projections, which
+            make the discriminator's audio tokens, stay.
+        clips: real clips.
+        window: latents of a sample, the reference included.
+        config: see :class:`AdversarialConfig`.
+    """
+
+    def __init__(
+        self, student: AvatarModel, teacher: AvatarModel, clips: LatentSet, window: int, config: AdversarialConfig
+    ) -> None:
+        trainable(student)
+        teacher.requires_grad_(False)
+        backbone = teacher.transformer.requires_grad_(True)
+        self.discriminator = Discriminator(
+            backbone, default_taps(backbone.config.layers), config.branches, config.width
+        )
+        backbone.head.requires_grad_(False)  # what follows the last tap is not used
+        self.module: torch.nn.Module = student
+        self.critic: torch.nn.Module | None = self.discriminator
+        self.student, self.teacher = student, teacher
+        self.clips, self.window, self.config = clips, window, config
+
+    def trains_critic(self, step: int) -> bool:
+        return step % 2 == 0
+
+    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        clips = self.clips.take(torch.randint(len(self.clips), (batch,), generator=generator))
+        last = clips.latents.shape[2] - self.window + 1
+        clips = clips.crop(torch.randint(1, last + 1, (batch,), generator=generator), self.window)
+        train_critic = self.trains_critic(step)
+        with torch.set_grad_enabled(not train_critic):
+            made = student_rollout(self.student, clips, generator, gradient=not train_critic)
+        with torch.no_grad():
+            conditions = conditions_of(self.teacher, clips)
+        sigma = torch.rand(batch, 1, generator=generator).expand(-1, self.window).clone()
+        sigma[:, 0] = 0
+        judge = _Judge(self.discriminator, sigma, conditions)
+        if train_critic:
+            return self._critic_loss(judge, clips.latents, made, generator)
+        with torch.no_grad():
+            real = judge(clips.latents)
+        fake = judge(made)
+        return {"loss": relativistic(fake, real, self.config.global_weight), "generator": _margin(fake, real)}
+
+    def _critic_loss(self, judge: _Judge, clip: Tensor, made: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        config = self.config
+        real, fake = judge(clip), judge(made)
+        smooth = sum(
+            penalty(logits, judge(disturb(x, config.penalty_sd, generator)))
+            for x, logits in ((clip, real), (made, fake))
+        )
+        loss = relativistic(real, fake, config.global_weight)
+        return {"loss": loss + config.penalty_weight * smooth, "critic": loss.detach(), "margin": _margin(real, fake)}
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The discriminator with the conditions of one batch."""
+
+    discriminator: Discriminator
+    sigma: Tensor
+    conditions: Conditions
+
+    def __call__(self, x: Tensor) -> Logits:
+        return self.discriminator(x, self.sigma, self.conditions)
+
+
+def _margin(winner: Logits, loser: Logits) -> Tensor:
+    """How far the per-latent logits are apart."""
+    return (winner.local - loser.local).mean().detach()
