@@ -23,7 +23,7 @@ def puppets() -> Recipe:
     return Recipe(
         model=model,
         audio=TrainConfig(steps=900, batch=32, lr=2e-3, bf16=False, save_every=300),
-        decoder=TrainConfig(steps=5000, batch=8, lr=1e-3, save_every=250),
+        decoder=TrainConfig(steps=6500, batch=8, lr=1e-3, save_every=250),
         teacher=TrainConfig(steps=1800, batch=16, lr=1.2e-3, warmup=100, ema=0.995),
         student=TrainConfig(steps=500, batch=16, lr=4e-4, warmup=50, ema=0.99),
     )
