@@ -43,6 +43,12 @@ class LatentSet:
         values = {f.name: getattr(self, f.name)[index] for f in fields(self)}
         return LatentSet(**{name: v if name == "state" else v.float() for name, v in values.items()})
 
+    def draw(self, count: int, latents: int, generator: torch.Generator) -> LatentSet:
+        """`count` random windows of `latents` latents (see :meth:`crop`), float32."""
+        clips = self.take(torch.randint(len(self), (count,), generator=generator))
+        last = self.latents.shape[2] - latents + 1
+        return clips.crop(torch.randint(1, last + 1, (count,), generator=generator), latents)
+
     def crop(self, starts: Tensor, latents: int) -> LatentSet:
         """Windows of the clips, each with the clip's own reference before it.
 

@@ -70,9 +70,7 @@ class AdversarialMethod(Method):
         return step % 2 == 0
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        clips = self.clips.take(torch.randint(len(self.clips), (batch,), generator=generator))
-        last = clips.latents.shape[2] - self.window + 1
-        clips = clips.crop(torch.randint(1, last + 1, (batch,), generator=generator), self.window)
+        clips = self.clips.draw(batch, self.window, generator)
         train_critic = self.trains_critic(step)
         with torch.set_grad_enabled(not train_critic):
             made = student_rollout(self.student, clips, generator, gradient=not train_critic)

@@ -80,9 +80,7 @@ class SidMethod(Method):
         return step % (self.config.ratio + 1) != self.config.ratio
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        clips = self.clips.take(torch.randint(len(self.clips), (batch,), generator=generator))
-        last = clips.latents.shape[2] - self.window + 1
-        clips = clips.crop(torch.randint(1, last + 1, (batch,), generator=generator), self.window)
+        clips = self.clips.draw(batch, self.window, generator)
         if self.trains_critic(step):
             return self._critic_step(clips, generator)
         return self._student_step(clips, generator)

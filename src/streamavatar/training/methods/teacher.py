@@ -64,9 +64,7 @@ class TeacherMethod(Method):
         return torch.cat((torch.zeros(batch, 1), level), dim=1)
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        clips = self.clips.take(torch.randint(len(self.clips), (batch,), generator=generator))
-        last = clips.latents.shape[2] - self.window + 1
-        clips = clips.crop(torch.randint(1, last + 1, (batch,), generator=generator), self.window)
+        clips = self.clips.draw(batch, self.window, generator)
         z = clips.latents
         sigma = self._sigma(batch, z.shape[2], generator)
         x = add_noise(z, torch.randn(z.shape, generator=generator), sigma)
