@@ -255,3 +255,14 @@ def test_train_refuses_bad_settings(words: list[str], message: str, run: Run, tm
     status, _, err = run("train", *words, "--out", tmp_path / "run")
     assert (status, message in err, len(err.strip().splitlines())) == (2, True, 1), err
     assert not (tmp_path / "run").exists()
+
+
+def test_train_on_a_full_disk_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamavatar.training import stages
+
+    def full(self: object, names: list[str]) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stages.Run, "run", full)
+    status, _, err = run("train", "micro", "--out", tmp_path / "run")
+    assert (status, "No space left" in err, len(err.strip().splitlines())) == (2, True, 1), err

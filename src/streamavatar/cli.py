@@ -279,7 +279,10 @@ def train(
                 tasks[stage] = progress.add_task(stage, total=total, text="")
             progress.update(tasks[stage], completed=done, total=total, text=text)
 
-        Run(settings, folder, tell).run(wanted)
+        try:
+            Run(settings, folder, tell).run(wanted)
+        except OSError as error:
+            raise UserError(f"{folder}: {error}; what is finished stays: mend that and run the same command") from error
     print(f"{folder}: done; the model is in {folder / 'model'}")
 
 
