@@ -105,6 +105,12 @@ def test_changed_settings_go_on_and_stale_stages_start_anew(
     assert ("student", 2) in told  # what builds on it started anew
     assert all(longer.done(stage) for stage in STAGES)
 
+    # A student that was killed half-way must not go on from checkpoints of the teacher before.
+    (tmp_path / "run" / "student" / "DONE").unlink()
+    told.clear()
+    Run(replace(recipe, teacher=replace(SHORT, steps=8)), tmp_path / "run", tell).run(list(STAGES))
+    assert ("student", 2) in told
+
 
 @pytest.mark.parametrize(("stage", "missing"), [("teacher", "audio"), ("pairs", "teacher"), ("export", "student")])
 def test_a_stage_out_of_order(recipe: Recipe, tmp_path: Path, stage: str, missing: str) -> None:

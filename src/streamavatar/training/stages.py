@@ -107,32 +107,23 @@ class Run:
         temporary.replace(record)
 
     def done(self, name: str) -> bool:
-        """Whether a stage has finished with these settings, after all that it builds on."""
+        """Whether a stage has finished with these settings."""
         mark = self.folder / name / DONE
-        if not mark.exists() or mark.read_text() != self._settings(name):
-            return False
-        return not self._stale(name)
+        return mark.exists() and mark.read_text() == self._settings(name)
 
     def run(self, names: list[str]) -> None:
-        """Run the named stages that are not done. One whose settings changed goes on; one that is stale starts anew."""
+        """Run the named stages that are not done; what builds on one that runs, finished or not, starts anew."""
         for name in names:
-            if self.done(name):
-                continue
-            if self._stale(name):
-                shutil.rmtree(self.folder / name)
-            STAGES[name].work(self)
-            self.mark(name)
+            if not self.done(name):
+                for later in _builders_on(name):
+                    shutil.rmtree(self.folder / later, ignore_errors=True)
+                STAGES[name].work(self)
+                self.mark(name)
 
     def mark(self, name: str) -> None:
         """Record that a stage has finished with these settings."""
         (self.folder / name).mkdir(exist_ok=True)
         (self.folder / name / DONE).write_text(self._settings(name))
-
-    def _stale(self, name: str) -> bool:
-        """Whether something that the stage builds on was made after it."""
-        mark = self.folder / name / DONE
-        needs = [self.folder / need / DONE for need in STAGES[name].needs]
-        return mark.exists() and any(n.exists() and n.stat().st_mtime > mark.stat().st_mtime for n in needs)
 
     def _settings(self, name: str) -> str:
         """The part of the recipe that a stage depends on, as text."""
@@ -343,3 +334,9 @@ STAGES = {
     "adversarial": Stage(adversarial_stage, ("sid", "clips"), ("adversarial", "refinement")),
     "export": Stage(export_stage, ("adversarial", "decoder")),
 }
+
+
+def _builders_on(name: str) -> set[str]:
+    """The stages that build on `name`, directly or through others."""
+    direct = {later for later, stage in STAGES.items() if name in stage.needs}
+    return direct.union(*map(_builders_on, direct))

@@ -54,12 +54,12 @@ def test_the_student_step_reaches_transformer_and_projections(make_method: MakeM
     assert not any(name.startswith(("codec.", "audio.encoder.")) for name in found)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_replay_gives_the_gradients_of_exit_step(make_method: MakeMethod, bf16: bool) -> None:
+@pytest.mark.parametrize(("bf16", "last_chunks"), [(False, 0), (True, 0), (False, 2)])
+def test_replay_gives_the_gradients_of_exit_step(make_method: MakeMethod, bf16: bool, last_chunks: int) -> None:
     results = []
     for mode in ("exit_step", "replay"):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            results.append(gradients(make_method(grad_mode=mode), step=5))
+            results.append(gradients(make_method(grad_mode=mode, last_chunks=last_chunks), step=5))
     assert results[0].keys() == results[1].keys()
     for name, expected in results[0].items():
         scale = expected.abs().max().clamp_min(1e-6)

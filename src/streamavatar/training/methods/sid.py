@@ -7,7 +7,7 @@ score follows the student. The fake score takes `ratio` steps for every step of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -102,18 +102,17 @@ class SidMethod(Method):
         x.requires_grad_()
         loss = self._judge(x, clips, generator)
         (gradient,) = torch.autograd.grad(loss, x)
-        return {"loss": loss.detach() + self._replayed(trace, clips, gradient)}
+        self._replay(trace, clips, gradient)
+        return {"loss": loss.detach().requires_grad_()}  # the student's gradients are in place; this adds none
 
-    def _replayed(self, trace: list[ExitPass], clips: LatentSet, gradient: Tensor) -> Tensor:
-        """Put the student's gradients in place, chunk by chunk; returns a zero that can be differentiated."""
+    def _replay(self, trace: list[ExitPass], clips: LatentSet, gradient: Tensor) -> None:
+        """Run the exit passes again, chunk by chunk, and put the student's gradients in place."""
         size = self.student.config.geometry.chunk_latents
-        zero = torch.zeros((), requires_grad=True)
-        for index, seen in enumerate(trace):
+        first = len(trace) - self.config.last_chunks if self.config.last_chunks else 0
+        for index, seen in list(enumerate(trace))[first:]:
             span = range(1 + index * size, 1 + (index + 1) * size)
-            conditions = conditions_of(self.student, clips).latents(span)
-            estimate = ExitPass(seen.x, seen.sigma, conditions, seen.view).run(self.student.transformer)
-            estimate.backward(gradient[:, :, span.start : span.stop])
-        return 0 * zero
+            again = replace(seen, conditions=conditions_of(self.student, clips).latents(span))
+            again.run(self.student.transformer).backward(gradient[:, :, span.start : span.stop])
 
     def _rollout(
         self, clips: LatentSet, generator: torch.Generator, *, gradient: bool, trace: list[ExitPass] | None = None
