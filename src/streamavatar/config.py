@@ -88,14 +88,20 @@ class AudioConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """The light video codec: a linear encoder and a streaming convolutional decoder."""
+    """The light video codec: a linear encoder and a streaming convolutional decoder.
 
-    widths: tuple[int, int, int] = (160, 96, 48)
+    The decoder has one stage per width and doubles the resolution between them; `pool` shrinks the pictures that the
+    linear map sees.
+    """
+
+    widths: tuple[int, ...] = (160, 96, 48)
     blocks: int = 2
+    pool: int = 1
 
     def __post_init__(self) -> None:
-        _require(len(self.widths) == 3 and min(self.widths) >= 1, "codec: widths are three positive numbers")
+        _require(len(self.widths) >= 2 and min(self.widths) >= 1, "codec: widths are two or more positive numbers")
         _require(self.blocks >= 1, "codec: at least one block per stage")
+        _require(self.pool >= 1, "codec: pool must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,11 @@ class ModelConfig:
         _require(
             self.audio.sample_rate % (4 * g.fps) == 0 and self.audio.sample_rate <= 20480,
             "model: the audio rate must be four hops per frame and at most 20480 Hz",
+        )
+        _require(g.spatial_stride % self.codec.pool == 0, "model: codec.pool must divide the spatial stride")
+        _require(
+            g.spatial_stride % 2 ** (len(self.codec.widths) - 1) == 0,
+            "model: the codec has more stages than the spatial stride has halvings",
         )
         _require(c.ring_latents % g.chunk_latents == 0, "model: ring_latents must be whole chunks")
         _require(c.cap >= g.chunk_latents, "model: context.cap (D) must leave room for one chunk")

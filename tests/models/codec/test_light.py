@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from streamavatar.config import CodecConfig, ModelConfig
 from streamavatar.geometry import Geometry
@@ -73,7 +74,7 @@ def test_any_chunk_plan_equals_the_whole(codec: LightCodec, plan: list[int]) -> 
     _, state = codec.open(picture(batch=2))
     whole, _ = codec.decode(z, state)
     assert whole.shape == (2, 3, 4 * LATENTS, HEIGHT, WIDTH)
-    torch.testing.assert_close(in_pieces(codec, z, state, plan), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(in_pieces(codec, z, state, plan), whole, atol=2e-6, rtol=0)
 
 
 def test_interleaved_sessions_equal_separate_ones(codec: LightCodec) -> None:
@@ -113,7 +114,7 @@ def test_sessions_side_by_side_equal_single_ones(codec: LightCodec) -> None:
     for row in range(2):
         _, alone = codec.open(picture(batch=2)[row : row + 1])
         torch.testing.assert_close(
-            codec.decode(latents(batch=2)[row : row + 1], alone)[0], both[row : row + 1], atol=1e-6, rtol=0
+            codec.decode(latents(batch=2)[row : row + 1], alone)[0], both[row : row + 1], atol=2e-6, rtol=0
         )
 
 
@@ -204,3 +205,19 @@ def test_a_whole_model_decodes(make_model: Callable[..., AvatarModel], small: Mo
     latent, state = model.codec.open(picture())
     frames, _ = model.codec.decode(latent, state)
     assert frames.shape == (1, 3, 4, small.geometry.height, small.geometry.width)
+
+
+def test_a_larger_picture_on_the_same_latent_grid() -> None:
+    """Pooled encoder, one more decoder stage: latents of the half-sized clip, frames of the full size."""
+    torch.manual_seed(0)
+    small = Geometry(height=32, width=32, latent_channels=8)
+    large = Geometry(height=64, width=64, spatial_stride=32, latent_channels=8)
+    codec = LightCodec(CodecConfig(widths=(12, 8, 8, 4), blocks=1, pool=2), large)
+    half = LightCodec(CodecConfig(widths=(12, 8, 8), blocks=1), small)
+    half.load_state_dict({**half.state_dict(), **{k: v for k, v in codec.state_dict().items() if "detail" not in k}})
+    clip = torch.rand(1, 3, 9, 64, 64) * 2 - 1
+    latents = codec.encode(clip)
+    torch.testing.assert_close(latents, half.encode(functional.avg_pool3d(clip, (1, 2, 2))))
+    _, state = codec.open(clip[:, :, 0])
+    frames, _ = codec.decode(latents[:, :, 1:], state)
+    assert frames.shape == (1, 3, 8, 64, 64)

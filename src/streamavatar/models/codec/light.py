@@ -6,6 +6,9 @@ the latent before as well, turns latents into a flow that moves the reference pi
 good enough, and a correction; where it is not (an opening mouth, a hand that comes in), the transposed linear map
 shows what the latents say. So texture comes from the picture and the latents can spend themselves on motion.
 
+For larger pictures the linear map sees them shrunk (`CodecConfig.pool`): what it encodes is motion, and what is sharp
+comes from the reference picture.
+
 The reference latent stands for one frame (repeated four times on the way in), every later one for four. Latents are
 scaled per channel by the spread of the *motion* (difference to a clip's first latent), not of whole pictures: what the
 transformer has to make is motion, and it should be of the size of the noise.
@@ -14,6 +17,7 @@ transformer has to make is motion, and it should be of the size of the noise.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +35,7 @@ class DecoderState:
         previous: the latent before, [B, C, h, w].
         reference: the reference latent, [B, C, h, w].
         picture: the reference picture, [B, 3, H, W] in -1..1.
-        features: the reference picture as the branch sees it, [B, width, H/4, W/4].
+        features: the reference picture as the branch sees it, [B, width, H/p, W/p], see `DetailBranch.patch`.
     """
 
     previous: Tensor
@@ -57,46 +61,48 @@ FLOW_PIXELS = 4.0
 
 
 class DetailBranch(nn.Module):
-    """Motion and reference to flow, mask and correction of four frames."""
+    """Motion and reference to flow, mask and correction of four frames.
+
+    Starts on the latents' grid with the first of the configured widths and doubles the resolution with every further
+    one; `patch` is the pixels per cell at the end, along each side.
+    """
 
     def __init__(self, config: CodecConfig, geometry: Geometry) -> None:
         super().__init__()
-        wide, middle, narrow = config.widths
-        self.frames, self.quarter = geometry.temporal_stride, geometry.spatial_stride // 4
-        self.enter = nn.Conv2d(3 * geometry.latent_channels, wide, 3, padding=1)
-        self.coarse = nn.Sequential(*(ResidualBlock(wide) for _ in range(config.blocks)))
-        self.up1 = nn.Conv2d(wide, middle * 4, 1)
-        self.medium = nn.Sequential(*(ResidualBlock(middle) for _ in range(config.blocks)))
-        self.up2 = nn.Conv2d(middle, narrow * 4, 1)
-        self.see = nn.Conv2d(3 * self.quarter**2, narrow, 3, padding=1)
-        self.fine = nn.Sequential(*(ResidualBlock(narrow) for _ in range(config.blocks)))
-        self.flow = nn.Conv2d(narrow, 2 * self.frames, 3, padding=1)
-        self.leave = nn.Conv2d(narrow, 4 * self.frames * self.quarter**2, 3, padding=1)
+        widths = config.widths
+        self.frames, self.patch = geometry.temporal_stride, geometry.spatial_stride // 2 ** (len(widths) - 1)
+        self.enter = nn.Conv2d(3 * geometry.latent_channels, widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(nn.Sequential(*(ResidualBlock(w) for _ in range(config.blocks))) for w in widths)
+        self.ups = nn.ModuleList(nn.Conv2d(w, v * 4, 1) for w, v in pairwise(widths))
+        self.see = nn.Conv2d(3 * self.patch**2, widths[-1], 3, padding=1)
+        self.flow = nn.Conv2d(widths[-1], 2 * self.frames, 3, padding=1)
+        self.leave = nn.Conv2d(widths[-1], 4 * self.frames * self.patch**2, 3, padding=1)
         for head in (self.flow, self.leave):
             nn.init.zeros_(head.weight)
             assert head.bias is not None
             nn.init.zeros_(head.bias)
 
     def look(self, picture: Tensor) -> Tensor:
-        """The reference picture [B, 3, H, W] as features [B, width, H/4, W/4]; once per session."""
-        return self.see(functional.pixel_unshuffle(picture, self.quarter).to(self.see.weight.dtype))
+        """The reference picture [B, 3, H, W] as features [B, width, H/p, W/p]; once per session."""
+        return self.see(functional.pixel_unshuffle(picture, self.patch).to(self.see.weight.dtype))
 
     def forward(self, motion: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents and features to flow, mask and correction, float32.
 
         Args:
             motion: [N, 3 C, h, w].
-            features: of the reference picture, [N, width, H/4, W/4].
+            features: of the reference picture, [N, width, H/p, W/p].
 
         Returns:
             Flow in pixels [N, 4, 2, H, W] (x, y: where to look in the reference), mask in 0..1 [N, 4, 1, H, W] and
             correction [N, 4, 3, H, W].
         """
-        x = self.coarse(self.enter(motion.to(self.enter.weight.dtype)))
-        x = self.medium(functional.pixel_shuffle(self.up1(x), 2))
-        x = self.fine(functional.pixel_shuffle(self.up2(x), 2) + features)
-        flow = functional.interpolate(FLOW_PIXELS * self.flow(x).float(), scale_factor=self.quarter, mode="bilinear")
-        paint = functional.pixel_shuffle(self.leave(x).float(), self.quarter).unflatten(1, (self.frames, 4))
+        x = self.enter(motion.to(self.enter.weight.dtype))
+        for stage, up in zip(self.stages, self.ups, strict=False):
+            x = functional.pixel_shuffle(up(stage(x)), 2)
+        x = self.stages[-1](x + features)
+        flow = functional.interpolate(FLOW_PIXELS * self.flow(x).float(), scale_factor=self.patch, mode="bilinear")
+        paint = functional.pixel_shuffle(self.leave(x).float(), self.patch).unflatten(1, (self.frames, 4))
         return flow.unflatten(1, (self.frames, 2)), torch.sigmoid(paint[:, :, 3:]), paint[:, :, :3]
 
 
@@ -132,7 +138,9 @@ class LightCodec(nn.Module):
     def __init__(self, config: CodecConfig, geometry: Geometry) -> None:
         super().__init__()
         self.config, self.geometry = config, geometry
-        channels, block = geometry.latent_channels, self._block_size(geometry)
+        self.cell = geometry.spatial_stride // config.pool
+        """Side of a block, in pixels of the shrunk picture."""
+        channels, block = geometry.latent_channels, 3 * geometry.temporal_stride * self.cell**2
         self.analysis = nn.Parameter(torch.randn(channels, block) / block**0.5)
         self.synthesis = nn.Parameter(self.analysis.detach().t().clone())
         self.register_buffer("mean", torch.zeros(block))
@@ -146,29 +154,29 @@ class LightCodec(nn.Module):
     scale: Tensor
     spread: Tensor
 
-    @staticmethod
-    def _block_size(geometry: Geometry) -> int:
-        return 3 * geometry.temporal_stride * geometry.spatial_stride**2
-
     # blocks ----------------------------------------------------------------------------------------
 
     def blocks(self, frames: Tensor) -> Tensor:
-        """Frames [B, 3, F, H, W] in -1..1 to blocks [B, T, h, w, 3 * 4 * 16 * 16]; frame 0 fills a block by itself."""
-        s, t = self.geometry.spatial_stride, self.geometry.temporal_stride
+        """Frames [B, 3, F, H, W] in -1..1 to blocks [B, T, h, w, 3 * 4 * cell * cell]; frame 0 fills one alone."""
+        s, t, pool = self.cell, self.geometry.temporal_stride, self.config.pool
+        if pool > 1:
+            frames = functional.avg_pool3d(frames, (1, pool, pool))
         full = torch.cat((frames[:, :, :1].expand(-1, -1, t, -1, -1), frames[:, :, 1:]), dim=2)
         x = full.unflatten(4, (-1, s)).unflatten(3, (-1, s)).unflatten(2, (-1, t))
         return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
 
     def _pictures(self, blocks: Tensor) -> Tensor:
-        """Blocks [B, h, w, 3 * 4 * 16 * 16] of one latent to frames [B, 4, 3, H, W]."""
-        s, t = self.geometry.spatial_stride, self.geometry.temporal_stride
-        x = blocks.unflatten(-1, (3, t, s, s))
-        return x.permute(0, 4, 3, 1, 5, 2, 6).flatten(5).flatten(3, 4)
+        """Blocks [B, h, w, 3 * 4 * cell * cell] of one latent to frames [B, 4, 3, H, W]."""
+        s, t, pool = self.cell, self.geometry.temporal_stride, self.config.pool
+        x = blocks.unflatten(-1, (3, t, s, s)).permute(0, 4, 3, 1, 5, 2, 6).flatten(5).flatten(3, 4)
+        if pool == 1:
+            return x
+        return functional.interpolate(x.flatten(0, 1), scale_factor=pool, mode="bilinear").unflatten(0, x.shape[:2])
 
     # public ----------------------------------------------------------------------------------------
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames [B, 3, 1 + 4n, H, W] in -1..1 to latents [B, C, 1 + n, H/16, W/16]."""
+        """Frames [B, 3, 1 + 4n, H, W] in -1..1 to latents [B, C, 1 + n, h, w]."""
         self.geometry.latents_of(frames.shape[2])
         z = (self.blocks(frames) - self.mean) @ self.analysis.t()
         return ((z - self.shift) / self.scale).permute(0, 4, 1, 2, 3).contiguous()
