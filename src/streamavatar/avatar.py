@@ -18,6 +18,7 @@ from streamavatar.engine.session import LANES
 from streamavatar.errors import UserError
 from streamavatar.media import image_from_array, read_image
 from streamavatar.models.avatar import AvatarModel
+from streamavatar.ops.precision import half_is_fast
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -64,7 +65,7 @@ class Avatar:
             raise UserError(f"cannot use device {device!r} ({str(error).splitlines()[0]}); try --device cpu") from error
         if precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"unknown precision {precision!r}; use auto, float32 or bfloat16")
-        if precision == "bfloat16" or (precision == "auto" and _half_is_fast(torch.device(device))):
+        if precision == "bfloat16" or (precision == "auto" and half_is_fast(torch.device(device))):
             model.transformer.bfloat16()
             model.codec.detail.bfloat16()
         return Avatar(model, pipeline)
@@ -116,11 +117,3 @@ def _picture(image: str | os.PathLike[str]) -> Path:
     if image in bundled.portraits() or (len(path.parts) == 1 and not path.suffix and not path.exists()):
         return bundled.portrait(str(image)).path
     return path
-
-
-def _half_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 natively; asked, not timed, so that a machine always decides alike."""
-    if device.type != "cpu":
-        return True
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

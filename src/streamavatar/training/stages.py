@@ -22,6 +22,7 @@ from streamavatar.data.latents import LatentSet
 from streamavatar.data.prepare import make_frames, make_latents
 from streamavatar.errors import UserError
 from streamavatar.models.avatar import AvatarModel
+from streamavatar.ops.precision import half_is_fast
 from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
 from streamavatar.synth.dialogue import make_dialogue
@@ -251,7 +252,7 @@ def pairs_stage(run: Run) -> None:
             starts = torch.randint(1, recipe.latents - recipe.window + 2, chosen.shape, generator=generator)
             batch = clips.take(chosen).crop(starts, recipe.window)
             noise = torch.randn(batch.latents.shape, generator=generator)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half_is_fast(torch.device("cpu"))):
                 points, ends = trajectories(model, batch, noise, recipe.solver_steps, recipe.guidance)
             temporary = path.with_suffix(".partial")
             save_file({"points": points.half(), "ends": ends.half(), "clips": chosen, "starts": starts}, temporary)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from streamavatar.errors import UserError
+from streamavatar.ops.precision import half_is_fast
 from streamavatar.seeds import seed_for
 from streamavatar.training.checkpoint import load_latest, save_checkpoint
 from streamavatar.training.ema import Ema
@@ -25,7 +26,10 @@ from streamavatar.training.ema import Ema
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimiser, schedule and bookkeeping of one stage."""
+    """Optimiser, schedule and bookkeeping of one stage.
+
+    `bf16` computes in bfloat16 where the processor multiplies it natively, and in float32 elsewhere.
+    """
 
     steps: int
     batch: int = 16
@@ -108,6 +112,7 @@ class Trainer:
 
     def __init__(self, method: Method, config: TrainConfig, folder: Path, progress: Progress) -> None:
         self.method, self.config, self.folder, self.progress = method, config, folder, progress
+        self.bf16 = config.bf16 and half_is_fast(torch.device("cpu"))
         self.main = Player(method.module, config)
         self.critic = None if method.critic is None else Player(method.critic, config)
         self.step = 0
@@ -139,7 +144,7 @@ class Trainer:
         player = self.critic if self.critic is not None and self.method.trains_critic(self.step) else self.main
         for group in player.optimizer.param_groups:
             group["lr"] = config.rate(self.step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bf16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
             values = self.method.loss(self.step, config.batch, generator)
         self._require_finite(values["loss"], "loss")
         values["loss"].backward()
