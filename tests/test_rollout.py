@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions, Transformer
-from streamavatar.rollout import Noise, Passes, make_chunk, make_sequence, prime, read_chunks
+from streamavatar.rollout import Noise, Passes, make_chunk, make_forced, make_sequence, prime, read_chunks
 
 Model = Callable[..., AvatarModel]
 MakeConditions = Callable[..., Conditions]
@@ -292,3 +292,27 @@ def test_sequences_side_by_side_do_not_mix(
 def test_passes_of_a_model(make_model: Model) -> None:
     model = make_model(context={"cache_mode": "clean"})
     assert Passes.of(model.config) == Passes((1.0, 0.757, 0.522), "clean")
+
+
+def test_teacher_forcing_makes_every_chunk_after_the_true_ones(
+    make_model: Model, make_conditions: MakeConditions, make_clip: MakeClip, make_noise: MakeNoise
+) -> None:
+    """Each chunk equals the one made after priming and reading the true chunks before it, one at a time."""
+    model = make_model(context={"cache_mode": "clean"})
+    conditions, clip = make_conditions(model, 16), make_clip(model, 16)
+    clip[:, :, :1] = conditions.reference
+    passes = Passes(SIGMAS, "clean")
+    noise = make_noise(model)
+    forced = list(make_forced(model.transformer, model.tape_cache(), clip, conditions, noise, passes, 3))
+    assert len(forced) == 5
+    for chunk in range(1, 6):
+        cache = model.tape_cache()
+        before = 1 + 3 * (chunk - 1)
+        given, seen = clip[:, :, :before], conditions.latents(range(before))
+        if before == 1:
+            prime(model.transformer, cache, conditions.latents(range(1)))
+        else:
+            read_chunks(model.transformer, cache, given, torch.zeros(1, before), seen, 3)
+        own = conditions.latents(range(before, before + 3))
+        expected = make_chunk(model.transformer, cache, chunk, own, noise, passes)
+        torch.testing.assert_close(forced[chunk - 1], expected, atol=1e-6, rtol=0)

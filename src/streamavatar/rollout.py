@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from streamavatar.cache import KVCache, View
+from streamavatar.cache import KVCache, TapeCache, View
 from streamavatar.config import ModelConfig
 from streamavatar.models.transformer import Conditions, Transformer
 from streamavatar.schedule import add_noise
@@ -136,6 +136,34 @@ def make_sequence(
     for chunk in range(1, chunks + 1):
         span = range((chunk - 1) * chunk_latents + 1, chunk * chunk_latents + 1)
         yield make_chunk(model, cache, chunk, conditions.latents(span), noise, passes, trace)
+
+
+def make_forced(
+    model: Transformer,
+    cache: TapeCache,
+    latents: Tensor,
+    conditions: Conditions,
+    noise: Noise,
+    passes: Passes,
+    chunk_latents: int,
+) -> Iterator[Tensor]:
+    """Teacher forcing over a whole clip: every chunk after the true ones, never after the model's own.
+
+    Args:
+        latents: the true clip [B, C, T, H, W], the reference first.
+        conditions, noise, passes: as for :func:`make_sequence`; the cache mode is not used, context is clean.
+
+    Yields:
+        Chunks 1, 2, ... of clean latents, [B, C, chunk_latents, H, W].
+    """
+    prime(model, cache, conditions.latents(range(1)))
+    for chunk, first in enumerate(range(1, latents.shape[2], chunk_latents), start=1):
+        own = conditions.latents(range(first, first + chunk_latents))
+        given, truth = cache.view(chunk), latents[:, :, first : first + chunk_latents]
+        with torch.no_grad():
+            model.sample(truth, torch.zeros(truth.shape[0], truth.shape[2], device=truth.device), own, given)
+        yield make_chunk(model, cache, chunk, own, noise, passes)
+        given.commit()  # in place of the chunk just made
 
 
 def read_chunks(

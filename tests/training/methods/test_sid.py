@@ -104,3 +104,16 @@ def test_trainer_alternates_and_resumes_exactly(make_method: MakeMethod, tmp_pat
         assert b is not None
         for name, value in a.module.state_dict().items():
             assert torch.equal(value, b.module.state_dict()[name]), name
+
+
+def test_teacher_forcing_looks_at_the_true_chunks(make_method: MakeMethod) -> None:
+    """What the clip shows changes the student's gradients under teacher forcing, and does not under student forcing."""
+    for forcing, reaches in (("teacher", True), ("student", False)):
+        method = make_method(forcing=forcing)
+        plain = gradients(method, step=5)
+        method.student.zero_grad()
+        method.clips.latents[:, :, 1:] += 1
+        changed = gradients(method, step=5)
+        assert any(not torch.equal(plain[name], changed[name]) for name in plain) == reaches
+    with pytest.raises(ValueError, match="exit_step"):
+        SidConfig(forcing="teacher", grad_mode="replay")

@@ -19,7 +19,7 @@ from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
 from streamavatar.rollout import ExitPass
 from streamavatar.schedule import add_noise, shift_sigma
-from streamavatar.training.methods.student import student_rollout
+from streamavatar.training.methods.student import Forcing, student_rollout
 from streamavatar.training.methods.teacher import conditions_of, trainable
 from streamavatar.training.trainer import Method
 
@@ -31,6 +31,7 @@ class SidConfig:
     Attributes:
         objective: "sid", or "dmd" (no gradient through the scores).
         alpha, guidance, ratio: see `losses.sid`; fake-score steps per student step.
+        forcing: "student" rolls out on the student's own chunks; "teacher" makes every chunk after the true ones.
         low, high: bounds of the noise level at which the scores judge, after the shift.
         grad_mode: "exit_step" keeps the rollout's graph; "replay" rolls out without one and runs the exit passes again,
             one chunk at a time (same gradient, memory of one chunk).
@@ -41,10 +42,15 @@ class SidConfig:
     alpha: float = 1.0
     guidance: float = 3.0
     ratio: int = 5
+    forcing: Forcing = "student"
     low: float = 0.02
     high: float = 0.98
     grad_mode: Literal["exit_step", "replay"] = "exit_step"
     last_chunks: int = 0
+
+    def __post_init__(self) -> None:
+        if self.forcing == "teacher" and self.grad_mode == "replay":
+            raise ValueError("distillation: grad_mode 'replay' needs forcing 'student'; use 'exit_step'")
 
 
 class SidMethod(Method):
@@ -119,7 +125,15 @@ class SidMethod(Method):
     ) -> Tensor:
         """One exit step for all chunks; the last `last_chunks` chunks carry gradient."""
         exit_step = int(torch.randint(len(self.student.config.schedule.sigmas), (), generator=generator))
-        x = student_rollout(self.student, clips, generator, exit_step=exit_step, gradient=gradient, trace=trace)
+        x = student_rollout(
+            self.student,
+            clips,
+            generator,
+            exit_step=exit_step,
+            gradient=gradient,
+            forcing=self.config.forcing,
+            trace=trace,
+        )
         if not self.config.last_chunks:
             return x
         first = x.shape[2] - self.config.last_chunks * self.student.config.geometry.chunk_latents

@@ -1,14 +1,20 @@
-"""Student forcing: whole clips rolled out on the student's own output, as at run time (paper, 2.7)."""
+"""Student forcing: whole clips rolled out on the student's own output, as at run time (paper, 2.7); or, for the
+ablation, teacher forcing: every chunk made after the true ones.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from streamavatar.data.latents import LatentSet
 from streamavatar.models.avatar import AvatarModel
-from streamavatar.rollout import ExitPass, Passes, make_sequence
+from streamavatar.rollout import ExitPass, Passes, make_forced, make_sequence
 from streamavatar.training.methods.teacher import conditions_of
+
+Forcing = Literal["student", "teacher"]
 
 
 def student_rollout(
@@ -18,17 +24,19 @@ def student_rollout(
     *,
     exit_step: int | None = None,
     gradient: bool,
+    forcing: Forcing = "student",
     trace: list[ExitPass] | None = None,
 ) -> Tensor:
     """Clips that the student makes of their references and audio.
 
     Args:
         student: transformer and projections.
-        clips: conditions and references; the other latents are not used.
+        clips: conditions and references; the other latents are used by teacher forcing alone.
         generator: of the noise.
         exit_step: pass whose estimates are taken; the last if None.
         gradient: whether the exit passes keep their graph; it never crosses chunks.
-        trace: see :func:`streamavatar.rollout.make_chunk`.
+        forcing: what the chunks before are: the student's own, or the true ones.
+        trace: see :func:`streamavatar.rollout.make_chunk`; student forcing only.
 
     Returns:
         float32 [B, C, T, H, W], the reference first.
@@ -36,13 +44,14 @@ def student_rollout(
     config = student.config
     size = config.geometry.chunk_latents
     shape = (*clips.latents.shape[:2], size, *clips.latents.shape[3:])
-    chunks = make_sequence(
-        student.transformer,
-        student.tape_cache(),
-        conditions_of(student, clips),
-        lambda chunk, step: torch.randn(shape, generator=generator),
-        Passes(config.schedule.sigmas, config.context.cache_mode, exit_step, gradient),
-        size,
-        trace,
-    )
+    model, cache, conditions = student.transformer, student.tape_cache(), conditions_of(student, clips)
+    passes = Passes(config.schedule.sigmas, config.context.cache_mode, exit_step, gradient)
+
+    def noise(chunk: int, step: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    if forcing == "teacher":
+        chunks = make_forced(model, cache, clips.latents, conditions, noise, passes, size)
+    else:
+        chunks = make_sequence(model, cache, conditions, noise, passes, size, trace)
     return torch.cat([clips.latents[:, :, :1], *(chunk.float() for chunk in chunks)], dim=2)
