@@ -11,8 +11,10 @@ import torch
 
 from streamavatar.config import ModelConfig
 from streamavatar.data.latents import LatentSet
+from streamavatar.data.produce import produce
 from streamavatar.errors import UserError
 from streamavatar.models.avatar import AvatarModel
+from streamavatar.synth.source import Puppets
 from streamavatar.training.stages import STAGES, Recipe, Run
 from streamavatar.training.trainer import TrainConfig
 
@@ -116,3 +118,22 @@ def test_changed_settings_go_on_and_stale_stages_start_anew(
 def test_a_stage_out_of_order(recipe: Recipe, tmp_path: Path, stage: str, missing: str) -> None:
     with pytest.raises(UserError, match=f"{missing}.safetensors is missing"):
         Run(recipe, tmp_path, quiet).run([stage])
+
+
+def test_stages_read_shards(recipe: Recipe, tmp_path: Path) -> None:
+    """Clips come from a folder of shards where the recipe names one, and other pictures are refused."""
+    shards, size = tmp_path / "shards", 64
+    produce(Puppets(0, size, frames=60, tones=True), shards, hours=0.001, workers=1, tell=lambda done, total: None)
+    square = replace(recipe.model, geometry=replace(recipe.model.geometry, width=size))
+    recipe = replace(recipe, model=square, data=str(shards), clips=2, codec_clips=2, workers=1)
+    run = Run(recipe, tmp_path / "run", quiet)
+    torch.manual_seed(0)
+    run.keep(AvatarModel(square).audio.encoder, "audio")
+    run.mark("audio")
+    run.run(["linear", "clips"])
+    clips = LatentSet.load(tmp_path / "run" / "clips")
+    assert clips.latents.shape[2:] == (recipe.latents, 4, 4)
+    assert clips.mouth.amax() > 0.1
+    large = replace(square, geometry=replace(square.geometry, width=96))
+    with pytest.raises(UserError, match="pictures are 64x64, not 64x96"):
+        Run(replace(recipe, model=large), tmp_path / "other", quiet).run(["linear"])

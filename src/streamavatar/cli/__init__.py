@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from streamavatar.cli import bench, render, train
+from streamavatar.cli import bench, data, render, train
 from streamavatar.errors import UserError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 for command in (render.render, render.demo, render.avatars, bench.bench, train.train):
     app.command()(command)
+app.add_typer(data.data, name="data")
 
 INTERRUPTED = 130  # exit status after Ctrl-C, by custom
 

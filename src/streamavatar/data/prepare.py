@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from streamavatar.data.latents import LatentSet, feature_frames
+from streamavatar.data.reader import ShardSet, Window, WindowOrder
+from streamavatar.errors import UserError
 from streamavatar.geometry import Geometry
 from streamavatar.models.audio import AFTER, BEFORE
 from streamavatar.models.avatar import AvatarModel
@@ -45,7 +47,7 @@ def mouth_cells(boxes: np.ndarray, geometry: Geometry) -> Tensor:
     return torch.stack([area[list(geometry.latent_frames(k))].amax(0) for k in range(latents)])
 
 
-def clip_latents(model: AvatarModel, clip: Clip) -> LatentSet:
+def clip_latents(model: AvatarModel, clip: Clip | Window) -> LatentSet:
     """One clip, rendered with `AFTER` frames to spare, as a set of one."""
     geometry = model.config.geometry
     size = model.audio.encoder.frame_samples
@@ -70,16 +72,37 @@ def clip_latents(model: AvatarModel, clip: Clip) -> LatentSet:
     )
 
 
-def clips_of(seed: int, shard: int, count: int, frames: int, geometry: Geometry) -> Iterator[Clip]:
-    """The clips of one shard, the same on every machine."""
-    stream = clip_stream(seed_for(seed, "clips", shard), frames=frames + AFTER, size=geometry.height)
-    return islice(stream, count)
+def clips_of(
+    seed: int, shard: int, count: int, frames: int, geometry: Geometry, source: Path | None
+) -> Iterator[Clip | Window]:
+    """The clips of one shard, the same on every machine.
+
+    Args:
+        source: folder of shards to cut them from (the identities that are not held out); puppets, drawn here, if None.
+
+    Raises:
+        UserError: the folder's pictures have another size.
+    """
+    length = frames + AFTER
+    if source is None:
+        stream = clip_stream(seed_for(seed, "clips", shard), frames=length, size=geometry.height)
+        yield from islice(stream, count)
+        return
+    shards = ShardSet(source, "train")
+    order = WindowOrder(shards.entries, length, seed)
+    for number in range(shard * count, (shard + 1) * count):
+        entry, draw = order.at(*divmod(number, len(order)))
+        window = shards.random_window(entry, length, draw)
+        if window.frames.shape[1:3] != (geometry.height, geometry.width):
+            found = "x".join(map(str, window.frames.shape[1:3]))
+            raise UserError(f"{source}: pictures are {found}, not {geometry.height}x{geometry.width}; make others")
+        yield window
 
 
-def _latent_shard(folder: Path, model_folder: Path, seed: int, shard: int, frames: int) -> None:
+def _latent_shard(folder: Path, model_folder: Path, seed: int, shard: int, frames: int, source: Path | None) -> None:
     torch.set_num_threads(1)
     model = AvatarModel.load(model_folder)
-    sets = [clip_latents(model, clip) for clip in clips_of(seed, shard, SHARD, frames, model.config.geometry)]
+    sets = [clip_latents(model, clip) for clip in clips_of(seed, shard, SHARD, frames, model.config.geometry, source)]
     names = LatentSet.__dataclass_fields__
     LatentSet(**{n: torch.cat([getattr(s, n) for s in sets]) for n in names}).save(_shard_path(folder, shard))
 
@@ -89,18 +112,28 @@ def _shard_path(folder: Path, shard: int) -> Path:
 
 
 def make_latents(
-    folder: Path, model_folder: Path, *, seed: int, clips: int, frames: int, workers: int, tell: Tell
+    folder: Path,
+    model_folder: Path,
+    *,
+    seed: int,
+    clips: int,
+    frames: int,
+    workers: int,
+    tell: Tell,
+    source: Path | None = None,
 ) -> None:
-    """Make the shards of `clips` clips (rounded up to whole shards) that are not there yet."""
+    """Make the shards of `clips` clips (rounded up to whole shards) that are not there yet; `source` as `clips_of`."""
     shards = range(-(-clips // SHARD))
     missing = [s for s in shards if not _shard_path(folder, s).exists()]
-    tasks = [(folder, model_folder, seed, s, frames) for s in missing]
+    tasks = [(folder, model_folder, seed, s, frames, source) for s in missing]
     _in_processes(_latent_shard, tasks, workers, lambda done: tell(len(shards) - len(missing) + done, len(shards)))
 
 
-def _frames_part(path: Path, geometry: Geometry, seed: int, part: int, count: int, frames: int) -> None:
+def _frames_part(
+    path: Path, geometry: Geometry, seed: int, part: int, count: int, frames: int, source: Path | None
+) -> None:
     pictures, mouths = [], []
-    for clip in clips_of(seed, part, count, frames, geometry):
+    for clip in clips_of(seed, part, count, frames, geometry, source):
         pictures.append(clip.frames[:frames])
         mouths.append(mouth_cells(clip.landmarks["mouth"][:frames], geometry).numpy())
     temporary = path.with_suffix(".partial.npz")
@@ -109,14 +142,24 @@ def _frames_part(path: Path, geometry: Geometry, seed: int, part: int, count: in
 
 
 def make_frames(
-    folder: Path, geometry: Geometry, *, seed: int, clips: int, frames: int, workers: int, tell: Tell
+    folder: Path,
+    geometry: Geometry,
+    *,
+    seed: int,
+    clips: int,
+    frames: int,
+    workers: int,
+    tell: Tell,
+    source: Path | None = None,
 ) -> tuple[np.ndarray, Tensor]:
     """Rendered clips for the codec: uint8 [N, F, H, W, 3] and mouth cells [N, T, h, w]."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = range(-(-clips // SHARD))
     paths = [folder / f"frames-{p:05d}.npz" for p in parts]
     tasks = [
-        (path, geometry, seed, p, SHARD, frames) for p, path in zip(parts, paths, strict=True) if not path.exists()
+        (path, geometry, seed, p, SHARD, frames, source)
+        for p, path in zip(parts, paths, strict=True)
+        if not path.exists()
     ]
     _in_processes(_frames_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
     loaded = [np.load(path) for path in paths]

@@ -52,6 +52,7 @@ class Recipe:
         dialogues, dialogue_seconds: speech for the audio encoder.
         codec_clips, clips, pairs: rendered clips for the codec, for the teacher, and teacher trajectories.
         solver_steps, guidance: of the trajectories.
+        data: folder of shards (`streamavatar data synth`) to train on; puppets, drawn when needed, if empty.
     """
 
     model: ModelConfig
@@ -72,12 +73,17 @@ class Recipe:
     pairs: int = 1024
     solver_steps: int = 16
     guidance: float = 1.0
+    data: str = ""
     seed: int = 0
     workers: int = 2
 
     @property
     def frames(self) -> int:
         return self.model.geometry.frames_of(self.latents)
+
+    @property
+    def source(self) -> Path | None:
+        return Path(self.data) if self.data else None
 
 
 class Run:
@@ -194,6 +200,7 @@ def _codec_frames(run: Run) -> tuple[np.ndarray, torch.Tensor]:
         frames=recipe.frames,
         workers=recipe.workers,
         tell=run.tell("frames"),
+        source=recipe.source,
     )
 
 
@@ -224,6 +231,7 @@ def clips_stage(run: Run) -> None:
         frames=recipe.frames,
         workers=recipe.workers,
         tell=run.tell("clips"),
+        source=recipe.source,
     )
 
 
@@ -325,8 +333,8 @@ class Stage:
 
 STAGES = {
     "audio": Stage(audio_stage, (), ("audio", "dialogues", "dialogue_seconds")),
-    "linear": Stage(linear_stage, (), ("codec_clips", "latents")),
-    "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents")),
+    "linear": Stage(linear_stage, (), ("codec_clips", "latents", "data")),
+    "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents", "data")),
     "decoder": Stage(decoder_stage, ("linear",), ("decoder",)),
     "teacher": Stage(teacher_stage, ("clips",), ("teacher", "window")),
     "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "window", "solver_steps", "guidance")),
