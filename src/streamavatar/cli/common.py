@@ -6,12 +6,15 @@ import json
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from streamavatar.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model folder; the bundled default if left out.")]
 PrecisionOption = Annotated[
@@ -21,6 +24,20 @@ DeviceOption = Annotated[str, typer.Option(help="Torch device, for example cpu o
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of each of the two workers; half of the cores if left out.")
 ]
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name, if it is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    import torch
+
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"cannot use device {name!r} ({str(error).splitlines()[0]}); try --device cpu") from error
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from streamavatar.cli.common import console
+from streamavatar.cli.common import DeviceOption, console, torch_device
 from streamavatar.errors import UserError
 
 
@@ -21,6 +21,7 @@ def train(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, for example teacher.steps=100.")
     ] = None,
+    device: DeviceOption = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if left out.")] = None,
 ) -> None:
     """Train a model on this machine; run the same command again to go on after a stop."""
@@ -40,6 +41,7 @@ def train(
     settings = RECIPES[recipe]()
     for change in changes or []:
         settings = _set(settings, change)
+    where = torch_device(device)
     if threads:
         torch.set_num_threads(threads)
     folder = out or Path("runs") / recipe
@@ -53,7 +55,7 @@ def train(
             progress.update(tasks[stage], completed=done, total=total, text=text)
 
         try:
-            Run(settings, folder, tell).run(wanted)
+            Run(settings, folder, tell, where).run(wanted)
         except OSError as error:
             raise UserError(f"{folder}: {error}; what is finished stays: mend that and run the same command") from error
     print(f"{folder}: done; the model is in {folder / 'model'}")

@@ -38,6 +38,10 @@ class LatentSet:
     def __len__(self) -> int:
         return self.latents.shape[0]
 
+    def to(self, device: torch.device) -> LatentSet:
+        """The same clips on a device."""
+        return LatentSet(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
     def take(self, index: Tensor) -> LatentSet:
         """A batch, float32 but for `state`."""
         values = {f.name: getattr(self, f.name)[index] for f in fields(self)}
@@ -45,9 +49,9 @@ class LatentSet:
 
     def draw(self, count: int, latents: int, generator: torch.Generator) -> LatentSet:
         """`count` random windows of `latents` latents (see :meth:`crop`), float32."""
-        clips = self.take(torch.randint(len(self), (count,), generator=generator))
+        clips = self.take(torch.randint(len(self), (count,), generator=generator, device=generator.device))
         last = self.latents.shape[2] - latents + 1
-        return clips.crop(torch.randint(1, last + 1, (count,), generator=generator), latents)
+        return clips.crop(torch.randint(1, last + 1, (count,), generator=generator, device=generator.device), latents)
 
     def crop(self, starts: Tensor, latents: int) -> LatentSet:
         """Windows of the clips, each with the clip's own reference before it.
@@ -59,11 +63,12 @@ class LatentSet:
             latents: length of the windows, the reference included.
         """
         stride = (self.talk.shape[1] - 1 - BEFORE - AFTER) // (self.latents.shape[2] - 1)
-        rows = torch.arange(len(self))[:, None]
-        later = starts[:, None] + torch.arange(latents - 1)
+        device = starts.device
+        rows = torch.arange(len(self), device=device)[:, None]
+        later = starts[:, None] + torch.arange(latents - 1, device=device)
         frames = (starts[:, None] - 1) * stride
-        shown = frames + torch.arange(1 + (latents - 1) * stride)
-        heard = frames + torch.arange(feature_frames(shown.shape[1]))
+        shown = frames + torch.arange(1 + (latents - 1) * stride, device=device)
+        heard = frames + torch.arange(feature_frames(shown.shape[1]), device=device)
         picked = torch.cat((torch.zeros_like(later[:, :1]), later), dim=1)
         return LatentSet(
             latents=self.latents.transpose(1, 2)[rows, picked].transpose(1, 2),

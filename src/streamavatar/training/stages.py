@@ -33,7 +33,7 @@ from streamavatar.training.methods.codec import DecoderMethod, fit_linear
 from streamavatar.training.methods.ode import OdeMethod, trajectories
 from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.methods.teacher import TeacherMethod
-from streamavatar.training.trainer import Method, Progress, TrainConfig, Trainer
+from streamavatar.training.trainer import CPU, Method, Progress, TrainConfig, Trainer
 
 DONE = "DONE"
 
@@ -93,13 +93,14 @@ class Run:
         recipe: what to do.
         folder: where; made if missing.
         progress: told about every step.
+        device: where networks are trained.
 
     Raises:
         UserError: if the folder holds a run of another recipe.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, progress: Progress) -> None:
-        self.recipe, self.folder, self.progress = recipe, folder, progress
+    def __init__(self, recipe: Recipe, folder: Path, progress: Progress, device: torch.device = CPU) -> None:
+        self.recipe, self.folder, self.progress, self.device = recipe, folder, progress, device
         record, ours = folder / "recipe.json", asdict(recipe)
         found = json.loads(record.read_text()) if record.exists() else ours
         if changed := [
@@ -167,7 +168,7 @@ class Run:
         return "adversarial" if recipe.adversarial else "sid" if recipe.sid else "student"
 
     def train(self, method: Method, config: TrainConfig, stage: str) -> None:
-        Trainer(method, config, self.folder / stage, self.progress).run()
+        Trainer(method, config, self.folder / stage, self.progress, self.device).run()
 
     def tell(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total, "shards")
@@ -249,7 +250,8 @@ def pairs_stage(run: Run) -> None:
     """Solve the teacher's ODE for some clips and keep the points that the student starts from."""
     recipe, folder = run.recipe, run.folder / "pairs"
     folder.mkdir(exist_ok=True)
-    model = run.build("teacher").requires_grad_(False)
+    device = run.device
+    model = run.build("teacher").requires_grad_(False).to(device)
     clips = LatentSet.load(run.folder / "clips")
     size = 32
     for start in range(0, recipe.pairs, size):
@@ -258,10 +260,12 @@ def pairs_stage(run: Run) -> None:
             chosen = torch.arange(start, min(start + size, recipe.pairs)) % len(clips)
             generator = torch.Generator().manual_seed(seed_for(recipe.seed, "pairs", start))
             starts = torch.randint(1, recipe.latents - recipe.window + 2, chosen.shape, generator=generator)
-            batch = clips.take(chosen).crop(starts, recipe.window)
-            noise = torch.randn(batch.latents.shape, generator=generator)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half_is_fast(torch.device("cpu"))):
-                points, ends = trajectories(model, batch, noise, recipe.solver_steps, recipe.guidance)
+            batch = clips.take(chosen).crop(starts, recipe.window).to(device)
+            noise = torch.randn(batch.latents.shape, generator=generator).to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half_is_fast(device)):
+                points, ends = (
+                    x.cpu() for x in trajectories(model, batch, noise, recipe.solver_steps, recipe.guidance)
+                )
             temporary = path.with_suffix(".partial")
             save_file({"points": points.half(), "ends": ends.half(), "clips": chosen, "starts": starts}, temporary)
             temporary.rename(path)

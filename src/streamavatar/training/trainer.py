@@ -23,6 +23,8 @@ from streamavatar.seeds import seed_for
 from streamavatar.training.checkpoint import load_latest, save_checkpoint
 from streamavatar.training.ema import Ema
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -62,6 +64,12 @@ class Method(ABC):
 
     critic: nn.Module | None = None
     """What is trained beside it, with an optimiser of its own."""
+
+    def to(self, device: torch.device) -> None:
+        """Move networks and data; methods that hold more than `module` and `critic` extend this."""
+        self.module.to(device)
+        if self.critic is not None:
+            self.critic.to(device)
 
     def trains_critic(self, step: int) -> bool:
         """Whether step `step` moves the critic and not the module."""
@@ -108,11 +116,20 @@ class Trainer:
         config: how.
         folder: of this stage's checkpoints and log.
         progress: told about every step.
+        device: where the networks are moved; methods make their tensors there, since it is the default while they run.
     """
 
-    def __init__(self, method: Method, config: TrainConfig, folder: Path, progress: Progress) -> None:
-        self.method, self.config, self.folder, self.progress = method, config, folder, progress
-        self.bf16 = config.bf16 and half_is_fast(torch.device("cpu"))
+    def __init__(
+        self,
+        method: Method,
+        config: TrainConfig,
+        folder: Path,
+        progress: Progress,
+        device: torch.device = CPU,
+    ) -> None:
+        self.method, self.config, self.folder, self.progress, self.device = method, config, folder, progress, device
+        self.bf16 = config.bf16 and half_is_fast(device)
+        method.to(device)
         self.main = Player(method.module, config)
         self.critic = None if method.critic is None else Player(method.critic, config)
         self.step = 0
@@ -140,11 +157,11 @@ class Trainer:
 
     def _advance(self) -> dict[str, Tensor]:
         config = self.config
-        generator = torch.Generator().manual_seed(seed_for(config.seed, self.folder.name, self.step))
+        generator = torch.Generator(self.device).manual_seed(seed_for(config.seed, self.folder.name, self.step))
         player = self.critic if self.critic is not None and self.method.trains_critic(self.step) else self.main
         for group in player.optimizer.param_groups:
             group["lr"] = config.rate(self.step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+        with self.device, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             values = self.method.loss(self.step, config.batch, generator)
         self._require_finite(values["loss"], "loss")
         values["loss"].backward()

@@ -66,6 +66,11 @@ class AdversarialMethod(Method):
         self.student, self.teacher = student, teacher
         self.clips, self.window, self.config = clips, window, config
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.teacher.to(device)
+        self.clips = self.clips.to(device)
+
     def trains_critic(self, step: int) -> bool:
         return step % 2 == 0
 

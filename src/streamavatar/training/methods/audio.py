@@ -33,6 +33,10 @@ class AudioMethod(Method):
         self.module: nn.Module = nn.ModuleDict({"encoder": encoder, "head": head})
         self.lanes, self.targets, self.crop = lanes, targets, crop
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.lanes, self.targets = self.lanes.to(device), self.targets.to(device)
+
     def predict(self, waveform: Tensor) -> Tensor:
         """[B, (history + BEFORE + F + AFTER) * frame_samples] to [B, F, 17]."""
         features = self.encoder(waveform)

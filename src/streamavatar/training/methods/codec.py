@@ -95,6 +95,10 @@ class DecoderMethod(Method):
         self.module: nn.Module = codec
         self.codec, self.clips, self.mouths, self.latents = codec, clips, mouths, latents
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.mouths = self.mouths.to(device)
+
     def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         geometry = self.codec.geometry
         span = self.latents * geometry.temporal_stride
@@ -112,7 +116,7 @@ class DecoderMethod(Method):
         # What is unlike the reference (a hand, an open mouth, a nod) has to be painted; it is little and counts more.
         changed = (moving[:, :, 1:] - pictures).abs().mean(dim=1, keepdim=True)
         weight = weight + 4 * (2 * changed).clamp_max(1)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(mouth.device.type, enabled=False):
             z = self.codec.encode(moving)[:, :, 1:]
             # The transformer's latents are not exact; the decoder learns to live with small errors.
             z = z + torch.randn(z.shape, generator=generator) * 0.2 * torch.rand(batch, 1, 1, 1, 1, generator=generator)

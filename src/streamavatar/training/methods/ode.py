@@ -40,13 +40,13 @@ def trajectories(
     schedule = model.config.schedule
     levels = sorted({*solver_sigmas(steps, schedule.shift).tolist(), *schedule.sigmas}, reverse=True)
     guided = conditions_of(model, clips)
-    silent = conditions_of(model, clips, torch.zeros(len(clips)))
+    silent = conditions_of(model, clips, torch.zeros(len(clips), device=noise.device))
     x, kept = noise.clone(), {}
     x[:, :, 0] = clips.latents[:, :, 0]
     for level, following in pairwise(levels):
         if level in schedule.sigmas:
             kept[level] = x.clone()
-        sigma = torch.full(x.shape[:1] + x.shape[2:3], level)
+        sigma = torch.full(x.shape[:1] + x.shape[2:3], level, device=x.device)
         sigma[:, 0] = 0
         estimate = model.transformer.sample(x, sigma, guided).float()
         if guidance != 1:
@@ -70,6 +70,10 @@ class OdeMethod(Method):
         trainable(model)
         self.module: nn.Module = model
         self.model, self.clips, self.points, self.ends = model, clips, points, ends
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.clips, self.points, self.ends = self.clips.to(device), self.points.to(device), self.ends.to(device)
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         chosen = torch.randint(len(self.ends), (batch,), generator=generator)

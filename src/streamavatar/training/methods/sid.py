@@ -82,6 +82,11 @@ class SidMethod(Method):
         self.student, self.real, self.fake = student, real, fake
         self.clips, self.window, self.config = clips, window, config
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.real.to(device)
+        self.clips = self.clips.to(device)
+
     def trains_critic(self, step: int) -> bool:
         return step % (self.config.ratio + 1) != self.config.ratio
 

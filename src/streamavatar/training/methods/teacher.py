@@ -51,6 +51,10 @@ class TeacherMethod(Method):
         self.module: nn.Module = model
         self.model, self.clips, self.window = model, clips, window
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.clips = self.clips.to(device)
+
     def _sigma(self, batch: int, latents: int, generator: torch.Generator) -> Tensor:
         """Noise levels [B, T]; 0 for the reference."""
         geometry, shift = self.model.config.geometry, self.model.config.schedule.shift
