@@ -120,7 +120,7 @@ def test_memory_of_a_session_is_constant(tiny: Avatar, face: np.ndarray) -> None
         lanes = session._lanes.values()
         sizes.append(sum(len(track.samples) for lane in lanes for track in (lane._own, lane._heard)))
     assert max(sizes[15:]) <= max(sizes[:15])
-    assert session._cache.keys.shape[3] == (1 + 3 + 6) * 4
+    assert session._maker._cache.keys.shape[3] == (1 + 3 + 6) * 4
 
 
 def test_run_lanes_cuts_and_fills(tiny: Avatar, face: np.ndarray, voice: np.ndarray) -> None:

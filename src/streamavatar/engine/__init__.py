@@ -3,6 +3,7 @@
 from streamavatar.engine.pipeline import Pipeline
 from streamavatar.engine.render import run_lanes
 from streamavatar.engine.session import Output, Session
+from streamavatar.engine.step import StepSession
 from streamavatar.engine.telemetry import Telemetry
 
-__all__ = ["Output", "Pipeline", "Session", "Telemetry", "run_lanes"]
+__all__ = ["Output", "Pipeline", "Session", "StepSession", "Telemetry", "run_lanes"]

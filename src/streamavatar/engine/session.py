@@ -1,7 +1,6 @@
 """A live avatar: push audio, get frames with their audio, chunk by chunk, for as long as audio comes.
 
-The session owns all state that changes: cache, decoder state, lanes and clock. The noise of a chunk depends on the
-seed and the chunk's number alone, so what is shown does not depend on how the audio was cut or on what else runs.
+The session owns all state that changes: lanes and clock here, cache and decoder state in its `ChunkMaker`.
 """
 
 from __future__ import annotations
@@ -13,20 +12,16 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from streamavatar.engine.lane import Lane, Samples
+from streamavatar.engine.maker import ChunkMaker
 from streamavatar.engine.pipeline import Pipeline
 from streamavatar.engine.telemetry import Telemetry
 from streamavatar.errors import UserError
-from streamavatar.models.audio import AFTER, BEFORE, latent_window
+from streamavatar.models.audio import AFTER, BEFORE
 from streamavatar.models.avatar import AvatarModel
-from streamavatar.models.codec import DecoderState
-from streamavatar.models.transformer import Conditions
-from streamavatar.rollout import Passes, make_chunk, prime
-from streamavatar.seeds import seed_for
 
 LANES = ("agent", "user")
 IN_FLIGHT = 2
@@ -88,7 +83,7 @@ class Session:
         if unknown := set(lanes) - set(LANES):
             raise UserError(f"unknown lane {min(unknown)!r}; lanes are 'agent' and 'user'")
         geometry, audio = model.config.geometry, model.config.audio
-        self.model, self.pipeline, self.seed = model, pipeline, seed
+        self.model, self.pipeline = model, pipeline
         self.telemetry = Telemetry()
         self.agent_rate = agent_rate
         self._lanes = {
@@ -97,15 +92,11 @@ class Session:
         }
         for name in set(LANES) - set(lanes):
             self._lanes[name].close()
-        weight = model.transformer.head.head.weight
-        self._dtype, self._device = weight.dtype, weight.device
         self._chunk = 0
         self._in_flight: deque[Future[Output]] = deque()
         self._complete: deque[float] = deque()
         """When the audio of each chunk that is not in the pipeline yet became complete."""
-        self._passes = Passes.of(model.config)
-        self._cache = model.ring_cache()
-        self._reference, self._decoder_state = pipeline.call(lambda: self._start(reference))
+        self._maker = pipeline.call(lambda: ChunkMaker(model, reference, seed, self.telemetry))
 
     # public ----------------------------------------------------------------------------------------
 
@@ -190,65 +181,23 @@ class Session:
         if all(lane.closed for lane in self._lanes.values()):
             end = min(end, max(lane.ticks for lane in self._lanes.values()))
         self._chunk += 1
-        # Frame j hears tick j - 1; the first feature that the chunk's windows need is that of `first` (a frame).
-        first = latent_window(geometry.chunk_span(self._chunk)[0], geometry.temporal_stride).start
-        history = self.model.audio.history
-        window = (first - 1 - history, begin + geometry.chunk_frames + AFTER)
+        window = self._maker.heard_ticks(self._chunk)
         job = _Job(
             chunk=self._chunk,
-            agent=self._lanes["agent"].heard(*window),
-            user=self._lanes["user"].heard(*window),
+            agent=self._lanes["agent"].heard(window.start, window.stop),
+            user=self._lanes["user"].heard(window.start, window.stop),
             audio=self._lanes["agent"].own(begin, end),
             frames=end - begin,
             complete=complete,
         )
         for lane in self._lanes.values():
-            lane.forget(begin + geometry.chunk_frames, history + BEFORE + 1)
+            lane.forget(begin + geometry.chunk_frames, self.model.audio.history + BEFORE + 1)
         self._in_flight.append(self.pipeline.run(lambda: self._transform(job), lambda z: self._decode(z, job)))
 
     def _transform(self, job: _Job) -> Tensor:
-        geometry = self.model.config.geometry
-        span = geometry.chunk_span(job.chunk)
-        first = latent_window(span[0], geometry.temporal_stride).start
-        with torch.inference_mode():
-            with self.telemetry.timed("audio"):
-                conditions = self._conditions(job.agent, job.user, first, span, self._reference)
-            with self.telemetry.timed("transformer"):
-                return make_chunk(self.model.transformer, self._cache, job.chunk, conditions, self._noise, self._passes)
-
-    def _conditions(self, agent: Samples, user: Samples, first: int, span: range, reference: Tensor) -> Conditions:
-        lanes = [torch.from_numpy(x)[None].to(self._device) for x in (agent, user)]
-        talk, listen = self.model.audio.tokens(*self.model.audio.features(*lanes), first, span)
-        return Conditions(talk.to(self._dtype), listen.to(self._dtype), reference)
-
-    def _noise(self, chunk: int, step: int) -> Tensor:
-        g = self.model.config.geometry
-        generator = torch.Generator().manual_seed(seed_for(self.seed, "noise", chunk, step))
-        shape = (1, g.latent_channels, g.chunk_latents, g.latent_height, g.latent_width)
-        return torch.randn(shape, generator=generator).to(self._device, self._dtype)
+        return self._maker.transform(job.chunk, job.agent, job.user)
 
     def _decode(self, latents: Tensor, job: _Job) -> Output:
-        with torch.inference_mode(), self.telemetry.timed("decode"):
-            pixels, self._decoder_state = self.model.codec.decode(latents, self._decoder_state)
-            frames = _to_uint8(pixels)
+        frames = self._maker.decode(latents)
         self.telemetry.add("chunk", perf_counter() - job.complete)
         return Output(frames[: job.frames], job.audio, job.chunk)
-
-    def _start(self, picture: NDArray[np.uint8]) -> tuple[Tensor, DecoderState]:
-        """Encode the reference picture, which starts the decoder's state, and put its latent into the cache's sink."""
-        model = self.model
-        window = latent_window(0)
-        with torch.inference_mode():
-            pixels = torch.from_numpy(picture).to(self._device).float().div(127.5).sub(1).permute(2, 0, 1)[None]
-            latent, state = model.codec.open(pixels)
-            latent = latent.to(self._dtype)
-            ticks = model.audio.history + len(window)
-            silence = np.zeros(ticks * model.audio.encoder.frame_samples, np.float32)
-            prime(model.transformer, self._cache, self._conditions(silence, silence, window.start, range(1), latent))
-        return latent, state
-
-
-def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
-    """[1, 3, F, H, W] in -1..1 to uint8 [F, H, W, 3]."""
-    scaled = pixels[0].float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(scaled.permute(1, 2, 3, 0).cpu().numpy())
