@@ -37,6 +37,10 @@ class Telemetry:
         yield
         self.add(stage, perf_counter() - begin)
 
+    def latest(self) -> dict[str, float]:
+        """Seconds of every stage, the last time it ran."""
+        return {stage: values[-1] for stage, values in self._seconds.items()}
+
     def summary(self) -> dict[str, dict[str, float]]:
         """Median, 99th percentile and total seconds per stage."""
         return {

@@ -1,0 +1,296 @@
+"""The gateway's handle on an engine process: calls become messages, and a dead process becomes an error at once.
+
+Nothing here computes: the pipe is read by a thread that copies frames out of shared memory and wakes the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import multiprocessing
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
+from threading import Thread
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamavatar.errors import UserError
+from streamavatar.serving.engine_process import Answer, EngineInfo, EngineSettings, Request, run_engine
+
+__all__ = ["Capacity", "Chunk", "EngineClient", "EngineDied", "EngineInfo", "EngineSettings"]
+
+SHARE = 0.8
+"""Of a chunk's length that the slowest chunk may take."""
+_STOP_SECONDS = 3.0
+
+logger = logging.getLogger(__name__)
+Int16 = NDArray[np.int16]
+
+
+class EngineDied(Exception):
+    """The engine's process ended; all its sessions are lost."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk as it leaves the engine.
+
+    Attributes:
+        index: its number, from 1.
+        frames: uint8 I420 [F, H * 3 / 2, W].
+        seconds: that each stage took: audio, transformer, decode, encode (to I420), queue (waiting for workers).
+    """
+
+    index: int
+    frames: NDArray[np.uint8]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds from request to frames."""
+
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How many sessions keep up.
+
+    Attributes:
+        sessions: at a time.
+        budget: seconds that a chunk may take.
+        chunk_seconds: measured, by number of sessions that ask at the same moment; empty if not measured.
+    """
+
+    sessions: int
+    budget: float
+    chunk_seconds: dict[int, Timing] = field(default_factory=dict)
+
+
+class EngineClient:
+    """See the module's docstring. Make one with `start`; use it on one event loop.
+
+    Attributes:
+        info: sizes.
+        capacity: how many sessions keep up.
+        died: resolves with the reason when the process has ended.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.info: EngineInfo
+        self.capacity: Capacity
+        self._loop = asyncio.get_running_loop()
+        self.died: asyncio.Future[str] = self._loop.create_future()
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count(1)
+        self._memories: dict[str, SharedMemory] = {}
+        self._making: dict[int, str] = {}
+        self._process: BaseProcess
+        self._pipe: Connection
+
+    @classmethod
+    async def start(cls, settings: EngineSettings, capacity: Capacity | None = None) -> EngineClient:
+        """Start the process, load the model, warm up.
+
+        Args:
+            capacity: known from an earlier start; measured if None (or `settings.sessions`, if that is given).
+
+        Raises:
+            UserError: the model cannot be loaded; EngineDied: the process ended meanwhile.
+        """
+        client = cls(settings)
+        ready: asyncio.Future[Any] = client._loop.create_future()
+        client._calls[0] = ready
+        context = multiprocessing.get_context("spawn")
+        client._pipe, theirs = context.Pipe()
+        client._process = context.Process(target=run_engine, args=(theirs, settings), name="engine", daemon=True)
+        await asyncio.to_thread(client._process.start)
+        theirs.close()
+        Thread(target=client._listen, name="engine-answers", daemon=True).start()
+        try:
+            client.info = await ready
+            client.capacity = capacity or await client.calibrate()
+        except BaseException:
+            await client.stop()
+            raise
+        return client
+
+    async def calibrate(self, rounds: int = 8) -> Capacity:
+        """Measure how many sessions keep up when all ask at the same moment, the worst case."""
+        budget = SHARE * self.info.chunk_frames / self.info.fps
+        probe = _Probe(self)
+        await probe.warm_up()
+        if self.settings.sessions is not None:
+            await probe.close()
+            return Capacity(self.settings.sessions, budget)
+        timings: dict[int, Timing] = {}
+        for count in range(1, self.settings.most_sessions + 1):
+            timings[count] = await probe.measure(count, rounds)
+            if timings[count].p99 > budget:
+                break
+        await probe.close()
+        enough = [count for count, timing in timings.items() if timing.p99 <= budget]
+        if not enough:
+            logger.warning("one session does not keep up: a chunk takes %.2f s of %.2f s", timings[1].p99, budget)
+        return Capacity(max(enough, default=1), budget, timings)
+
+    # calls -----------------------------------------------------------------------------------------
+
+    async def open(self, session: str, picture: NDArray[np.uint8], seed: int) -> None:
+        """Start a session on a picture, uint8 RGB [H, W, 3] of the model's size.
+
+        Raises:
+            UserError: the picture or the name is no good; EngineDied.
+        """
+        name = await self._call("open", session, np.ascontiguousarray(picture), int(seed))
+        memory = SharedMemory(name)
+        memory.unlink()  # nobody else needs the name, and now nothing is left behind however we end
+        self._memories[session] = memory
+
+    async def make(self, session: str, index: int, agent: Int16, user: Int16) -> Chunk:
+        """Make the next chunk of a session.
+
+        Args:
+            index: 1, 2, 3, ...
+            agent: int16 24 kHz, the chunk's ticks and the look-ahead, [`info.agent_samples`].
+            user: int16 16 kHz, [`info.user_samples`].
+
+        Raises:
+            UserError: a wrong index or length, or the chunk could not be made; EngineDied.
+        """
+        begun = perf_counter()
+        frames, seconds = await self._call("make", session, index, np.asarray(agent), np.asarray(user))
+        return Chunk(index, frames, {**seconds, "total": perf_counter() - begun})
+
+    async def rollback(self, session: str, index: int) -> None:
+        """Take chunk `index`, the last one made or being made, back; it will be made again.
+
+        Raises:
+            UserError: it is not the last one, or was taken back already; EngineDied.
+        """
+        await self._call("rollback", session, index)
+
+    async def close_session(self, session: str) -> None:
+        """End a session; unknown ones and those of a dead engine are no error."""
+        with suppress(EngineDied):
+            await self._call("close", session)
+        memory = self._memories.pop(session, None)
+        if memory is not None:
+            memory.close()
+
+    async def stop(self) -> None:
+        """End the process, politely and then not."""
+        with suppress(OSError):
+            self._pipe.send(Request(0, "stop"))
+        await asyncio.to_thread(self._process.join, _STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+        await self.died
+        for memory in self._memories.values():
+            memory.close()
+        self._memories.clear()
+
+    async def _call(self, call: Any, session: str, *arguments: Any) -> Any:
+        if self.died.done():
+            raise EngineDied(self.died.result())
+        number = next(self._numbers)
+        answer = self._calls[number] = self._loop.create_future()
+        if call == "make":
+            self._making[number] = session
+        try:
+            self._pipe.send(Request(number, call, session, arguments))
+            return await answer
+        except OSError as error:
+            raise EngineDied(await self.died) from error
+        finally:
+            self._calls.pop(number, None)
+            self._making.pop(number, None)
+
+    # answers ---------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """The reading thread: runs until the pipe ends."""
+        with suppress(EOFError, OSError):
+            while True:
+                answer: Answer = self._pipe.recv()
+                value = answer.value
+                session = self._making.get(answer.number)
+                memory = self._memories.get(session) if session is not None else None
+                if memory is not None and answer.error is None:
+                    shape = self.info.frames_shape
+                    value = (np.ndarray(shape, np.uint8, buffer=memory.buf).copy(), answer.value)
+                self._tell(self._resolve, answer.number, value, answer.error)
+        self._process.join()
+        self._pipe.close()
+        self._tell(self._bury, f"the engine's process ended (exit status {self._process.exitcode})")
+
+    def _tell(self, what: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(what, *arguments)
+
+    def _resolve(self, number: int, value: Any, error: str | None) -> None:
+        call = self._calls.get(number)
+        if call is None or call.done():  # its caller was cancelled
+            return
+        if error is None:
+            call.set_result(value)
+        else:
+            call.set_exception(UserError(error))
+
+    def _bury(self, reason: str) -> None:
+        if not self.died.done():
+            self.died.set_result(reason)
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(EngineDied(reason))
+
+
+class _Probe:
+    """Sessions of its own with noise for sound, to measure with."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client, info = client, client.info
+        rng = np.random.default_rng(0)
+        self._agent = (rng.normal(0, 2000, info.agent_samples)).astype(np.int16)
+        self._user = (rng.normal(0, 2000, info.user_samples)).astype(np.int16)
+        self._picture = rng.integers(0, 255, (info.height, info.width, 3), dtype=np.uint8)
+        self._made: list[int] = []
+
+    async def warm_up(self, chunks: int = 4) -> None:
+        """One session, until its cache is full."""
+        await self._add()
+        for _ in range(chunks):
+            await self._make(0)
+
+    async def measure(self, count: int, rounds: int) -> Timing:
+        """Seconds per chunk of `count` sessions that ask together."""
+        while len(self._made) < count:
+            await self._add()
+        seconds: list[float] = []
+        for _ in range(rounds):
+            seconds += await asyncio.gather(*(self._make(index) for index in range(count)))
+        return Timing(float(np.percentile(seconds, 50)), float(np.percentile(seconds, 99)))
+
+    async def close(self) -> None:
+        for index in range(len(self._made)):
+            await self._client.close_session(f"probe-{index}")
+
+    async def _add(self) -> None:
+        await self._client.open(f"probe-{len(self._made)}", self._picture, 0)
+        self._made.append(0)
+
+    async def _make(self, index: int) -> float:
+        self._made[index] += 1
+        chunk = await self._client.make(f"probe-{index}", self._made[index], self._agent, self._user)
+        return chunk.seconds["total"]

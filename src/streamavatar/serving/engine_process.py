@@ -1,0 +1,250 @@
+"""The engine's process: one model, many sessions, chunks on request. No clock, no lanes, no network.
+
+It talks to the gateway over a pipe, one message per request and one per answer; frames leave through one shared memory
+block per session. It ends when the pipe does, so a dead gateway leaves no engine behind. What is wrong with one request
+is the answer to that request alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from threading import Lock
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+from av import VideoFrame
+from numpy.typing import NDArray
+
+from streamavatar.avatar import Avatar, Precision
+from streamavatar.engine import StepSession
+from streamavatar.errors import UserError
+from streamavatar.models.audio import AFTER
+
+AGENT_RATE, USER_RATE = 24_000, 16_000
+
+logger = logging.getLogger(__name__)
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the engine runs.
+
+    Attributes:
+        model: folder; the bundled default if None.
+        device, precision, threads: as for `Avatar.load`.
+        sessions: how many at a time; measured at the start if None.
+        most_sessions: limit of that measurement.
+    """
+
+    model: Path | None = None
+    device: str = "cpu"
+    precision: Precision = "auto"
+    threads: int | None = None
+    sessions: int | None = None
+    most_sessions: int = 8
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What the engine makes: sizes, and how it makes it."""
+
+    height: int
+    width: int
+    fps: int
+    chunk_frames: int
+    model: str
+    device: str
+    precision: str
+
+    @property
+    def agent_samples(self) -> int:
+        """Of one request: the chunk and its look-ahead."""
+        return (self.chunk_frames + AFTER) * AGENT_RATE // self.fps
+
+    @property
+    def user_samples(self) -> int:
+        return self.chunk_frames * USER_RATE // self.fps
+
+    @property
+    def frames_shape(self) -> tuple[int, int, int]:
+        """Of a chunk's I420 pictures."""
+        return self.chunk_frames, self.height * 3 // 2, self.width
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call: its number, what to do, of which session, and the rest."""
+
+    number: int
+    call: Literal["open", "make", "rollback", "close", "stop"]
+    session: str = ""
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To the request of that number; `error` is a UserError's text. Number 0 is said once, when all is loaded."""
+
+    number: int
+    value: Any = None
+    error: str | None = None
+
+
+def to_i420(frames: Frames) -> Frames:
+    """RGB [F, H, W, 3] to I420 [F, H * 3 / 2, W], BT.601 limited range, as video encoders take it."""
+    return np.stack([VideoFrame.from_ndarray(f, format="rgb24").to_ndarray(format="yuv420p") for f in frames])
+
+
+def as_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    return np.asarray(samples / 32768, np.float32)
+
+
+class _Slot:
+    """One session and the memory that its frames leave through."""
+
+    def __init__(self, session: StepSession, shape: tuple[int, int, int]) -> None:
+        self.session = session
+        self.memory = SharedMemory(create=True, size=int(np.prod(shape)))
+        self.frames: Frames = np.ndarray(shape, np.uint8, buffer=self.memory.buf)
+        self.making: Future[Frames] | None = None
+
+    def close(self) -> None:
+        del self.frames
+        self.memory.close()
+
+
+class Engine:
+    """Answers requests; see the module's docstring.
+
+    Args:
+        avatar: the loaded model.
+        answer: sends; may be called from any thread.
+    """
+
+    def __init__(self, avatar: Avatar, answer: Callable[[Answer], None]) -> None:
+        self._avatar, self._answer = avatar, answer
+        self._slots: dict[str, _Slot] = {}
+        g, device = avatar.config.geometry, avatar.model.transformer.head.head.weight.device
+        self.info = EngineInfo(
+            g.height, g.width, g.fps, g.chunk_frames, avatar.config.name, str(device), avatar.precision
+        )
+
+    def handle(self, request: Request) -> None:
+        """Do what is asked; `make` answers later, from a worker."""
+        try:
+            value = getattr(self, f"_{request.call}")(request)
+        except (UserError, ValueError) as error:
+            self._answer(Answer(request.number, error=str(error)))
+        else:
+            if request.call != "make":
+                self._answer(Answer(request.number, value))
+
+    def close(self) -> None:
+        for name in list(self._slots):
+            self._close(Request(0, "close", name))
+
+    def _open(self, request: Request) -> str:
+        """The name of the session's shared memory; whoever attaches to it unlinks it."""
+        picture, seed = request.arguments
+        info = self.info
+        if request.session in self._slots:
+            raise UserError(f"session {request.session} is open already")
+        if picture.shape != (info.height, info.width, 3) or picture.dtype != np.uint8:
+            raise UserError(f"the picture must be uint8 {info.height}x{info.width}x3, not {picture.shape}")
+        session = StepSession(
+            self._avatar.model,
+            self._avatar.pipeline,
+            picture,
+            agent_rate=AGENT_RATE,
+            user_rate=USER_RATE,
+            seed=seed,
+        )
+        slot = self._slots[request.session] = _Slot(session, info.frames_shape)
+        return slot.memory.name
+
+    def _make(self, request: Request) -> None:
+        index, agent, user = request.arguments
+        slot = self._slot(request)
+        if slot.making is not None and not slot.making.done():
+            raise UserError(f"session {request.session}: chunk {slot.session.chunks} is still being made")
+        if index != slot.session.chunks + 1:
+            raise UserError(f"session {request.session}: the next chunk is {slot.session.chunks + 1}, not {index}")
+        begun = perf_counter()
+        slot.making = slot.session.begin(as_float(agent), as_float(user))
+        slot.making.add_done_callback(lambda made: self._made(request.number, slot, made, begun))
+
+    def _made(self, number: int, slot: _Slot, made: Future[Frames], begun: float) -> None:
+        """On the decoder's worker: hand the frames over."""
+        try:
+            frames, decoded = made.result(), perf_counter()
+            slot.frames[:] = to_i420(frames)
+            latest = slot.session.telemetry.latest()
+            seconds = {**latest, "encode": perf_counter() - decoded, "queue": decoded - begun - sum(latest.values())}
+            self._answer(Answer(number, seconds))
+        except Exception as error:  # anything a model can do wrong: the session is lost, the engine is not
+            logger.exception("a chunk could not be made")
+            self._answer(Answer(number, error=f"the chunk could not be made: {error}"))
+
+    def _rollback(self, request: Request) -> None:
+        (index,) = request.arguments
+        slot = self._slot(request)
+        if slot.making is not None:
+            slot.making.exception()  # wait
+        if index != slot.session.chunks:
+            raise UserError(f"session {request.session}: the last chunk is {slot.session.chunks}, not {index}")
+        slot.session.rollback()
+
+    def _close(self, request: Request) -> None:
+        slot = self._slots.pop(request.session, None)
+        if slot is None:
+            return
+        if slot.making is not None:
+            slot.making.exception()
+        slot.close()
+
+    def _slot(self, request: Request) -> _Slot:
+        if request.session not in self._slots:
+            raise UserError(f"no session {request.session}")
+        return self._slots[request.session]
+
+
+def run_engine(pipe: Connection, settings: EngineSettings) -> None:
+    """The process's main function: load, say so, answer until the pipe ends or `stop` comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the gateway says when to stop
+    lock = Lock()
+
+    def answer(message: Answer) -> None:
+        with lock:
+            try:
+                pipe.send(message)
+            except OSError:
+                logger.info("nobody is left to answer to")
+
+    try:
+        avatar = Avatar.load(
+            settings.model, device=settings.device, precision=settings.precision, threads=settings.threads
+        )
+    except UserError as error:
+        answer(Answer(0, error=str(error)))
+        return
+    engine = Engine(avatar, answer)
+    answer(Answer(0, engine.info))
+    try:
+        while True:
+            request = pipe.recv()
+            if request.call == "stop":
+                break
+            engine.handle(request)
+    except (EOFError, OSError):
+        logger.info("the gateway is gone")
+    finally:
+        engine.close()

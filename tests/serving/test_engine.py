@@ -1,0 +1,234 @@
+"""The engine behind its process: sessions stay apart, bad requests stay small, and a dead process is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from streamavatar.engine import Pipeline, StepSession
+from streamavatar.errors import UserError
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.serving.admission import Admission, Supervisor
+from streamavatar.serving.engine_client import EngineClient, EngineDied, EngineSettings
+from streamavatar.serving.engine_process import AGENT_RATE, USER_RATE, as_float, to_i420
+
+AGENT, USER = 14 * 960, 12 * 640
+
+
+@pytest.fixture
+def folder(make_model: Callable[..., AvatarModel], tmp_path: Path) -> Path:
+    make_model().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def settings(folder: Path) -> EngineSettings:
+    return EngineSettings(folder, precision="float32", threads=1, sessions=2)
+
+
+def picture(seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 255, (64, 96, 3), np.uint8)
+
+
+def sound(seed: int, size: int) -> NDArray[np.int16]:
+    return np.random.default_rng(seed).normal(0, 3000, size).astype(np.int16)
+
+
+def alone(folder: Path, who: int, chunks: int) -> list[NDArray[np.uint8]]:
+    """What a session gives when it is all by itself, in this process."""
+    rates = {"agent_rate": AGENT_RATE, "user_rate": USER_RATE, "seed": who}
+    session = StepSession(AvatarModel.load(folder), Pipeline(1), picture(who), **rates)
+    steps = ((sound(10 * who + k, AGENT), sound(50 + 10 * who + k, USER)) for k in range(1, chunks + 1))
+    return [to_i420(session.step(as_float(a), as_float(u))) for a, u in steps]
+
+
+def leftovers() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+def test_sessions_together_are_sessions_alone(folder: Path, settings: EngineSettings) -> None:
+    """Interleaved, with a roll-back in one and the other one closed half-way: frames as if each were alone."""
+    before = leftovers()
+
+    async def run() -> None:
+        engine = await EngineClient.start(settings)
+        assert (engine.info.height, engine.info.width, engine.info.chunk_frames) == (64, 96, 12)
+        assert engine.capacity.sessions == 2
+        made: dict[int, list[NDArray[np.uint8]]] = {1: [], 2: []}
+        for who in made:
+            await engine.open(f"s{who}", picture(who), seed=who)
+
+        async def make(who: int, k: int, salt: int = 0) -> NDArray[np.uint8]:
+            given = sound(salt + 10 * who + k, AGENT), sound(salt + 50 + 10 * who + k, USER)
+            chunk = await engine.make(f"s{who}", k, *given)
+            assert {"audio", "transformer", "decode", "encode", "queue", "total"} == set(chunk.seconds)
+            return chunk.frames
+
+        for k in range(1, 6):
+            if k == 3:  # made ahead, then taken back; even while it is being made
+                lost = asyncio.create_task(make(1, 3, salt=1000))
+                await asyncio.sleep(0)
+                await engine.rollback("s1", 3)
+                await lost
+            if k == 4:
+                await engine.close_session("s2")
+            both = await asyncio.gather(*(make(who, k) for who in made if who == 1 or k < 4))
+            for who, frames in zip(made, both, strict=False):
+                made[who].append(frames)
+        await engine.stop()
+        for who, chunks in made.items():
+            for got, expected in zip(chunks, alone(folder, who, len(chunks)), strict=True):
+                assert np.array_equal(got, expected)
+
+    asyncio.run(run())
+    assert leftovers() <= before
+
+
+def test_bad_requests_are_answered_and_harm_nobody(folder: Path, settings: EngineSettings) -> None:
+    async def run() -> None:
+        engine = await EngineClient.start(settings)
+        await engine.open("s1", picture(1), seed=1)
+        good = sound(11, AGENT), sound(61, USER)
+
+        async def refused(call: object, words: str) -> None:
+            with pytest.raises(UserError, match=words):
+                await call  # type: ignore[misc]
+
+        await refused(engine.open("s1", picture(1), 1), "open already")
+        await refused(engine.open("s2", picture(1)[:32], 1), "picture must be")
+        await refused(engine.make("nobody", 1, *good), "no session nobody")
+        await refused(engine.make("s1", 2, *good), "next chunk is 1, not 2")
+        await refused(engine.make("s1", 1, good[0][:-1], good[1]), "has 13440 samples")
+        await refused(engine.rollback("s1", 1), "last chunk is 0")
+        await engine.close_session("nobody")
+        first = asyncio.create_task(engine.make("s1", 1, *good))
+        await asyncio.sleep(0)
+        await refused(engine.make("s1", 2, *good), "still being made")
+        assert np.array_equal((await first).frames, alone(folder, 1, 1)[0])
+        await engine.rollback("s1", 1)
+        await refused(engine.rollback("s1", 1), "last chunk is 0")
+        await engine.stop()
+        with pytest.raises(EngineDied):
+            await engine.make("s1", 1, *good)
+
+    asyncio.run(run())
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    async def run() -> None:
+        with pytest.raises(UserError, match=r"config\.json"):
+            await EngineClient.start(EngineSettings(tmp_path))
+
+    asyncio.run(run())
+
+
+def test_a_killed_engine_is_noticed_and_replaced(settings: EngineSettings) -> None:
+    before = leftovers()
+
+    async def run() -> None:
+        reasons: list[str] = []
+
+        async def on_death(reason: str) -> None:
+            reasons.append(reason)
+
+        supervisor = Supervisor(settings, on_death)
+        with pytest.raises(EngineDied, match="starting"):
+            _ = supervisor.client
+        engine = await supervisor.start()
+        await engine.open("s1", picture(1), seed=1)
+        pending = asyncio.create_task(engine.make("s1", 1, sound(1, AGENT), sound(2, USER)))
+        await asyncio.sleep(0)
+        assert engine._process.pid is not None
+        killed = monotonic()
+        os.kill(engine._process.pid, signal.SIGKILL)
+        with pytest.raises(EngineDied, match="exit status -9"):
+            await pending
+        assert monotonic() - killed < 1
+        while not (supervisor.ready and supervisor.restarts):
+            await asyncio.sleep(0.05)
+        assert monotonic() - killed < 10
+        assert supervisor.client is not engine
+        assert len(reasons) == 1
+        await supervisor.client.open("s1", picture(1), seed=1)
+        chunk = await supervisor.client.make("s1", 1, sound(1, AGENT), sound(2, USER))
+        assert chunk.frames.shape == (12, 96, 96)
+        await engine.stop()
+        await supervisor.stop()
+
+    asyncio.run(run())
+    assert leftovers() <= before
+
+
+GATEWAY = """
+import asyncio, sys
+from pathlib import Path
+from streamavatar.serving.engine_client import EngineClient, EngineSettings
+
+async def run():
+    engine = await EngineClient.start(EngineSettings(Path(sys.argv[1]), threads=1, sessions=1))
+    print(engine._process.pid, flush=True)
+    await asyncio.sleep(60)
+
+if __name__ == "__main__":
+    asyncio.run(run())
+"""
+
+
+def test_the_engine_ends_with_its_gateway(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "gateway.py"
+    script.write_text(GATEWAY)
+    gateway = subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
+    assert gateway.stdout is not None
+    engine = Path("/proc") / gateway.stdout.readline().strip()
+    assert engine.exists()
+    gateway.kill()
+    gateway.wait()
+    end = monotonic() + 5
+    while engine.exists() and "State:\tZ" not in (engine / "status").read_text() and monotonic() < end:
+        sleep(0.05)
+    assert monotonic() < end
+
+
+def test_calibration(folder: Path) -> None:
+    async def run() -> None:
+        engine = await EngineClient.start(EngineSettings(folder, threads=1, most_sessions=2))
+        capacity = engine.capacity
+        assert set(capacity.chunk_seconds) <= {1, 2}
+        assert capacity.sessions == max(
+            (n for n, timing in capacity.chunk_seconds.items() if timing.p99 <= capacity.budget), default=1
+        )
+        assert all(0 < timing.p50 <= timing.p99 for timing in capacity.chunk_seconds.values())
+        assert capacity.budget == pytest.approx(0.8 * 0.48)
+        await engine.stop()
+
+    asyncio.run(run())
+
+
+def test_admission_never_takes_too_many() -> None:
+    admission = Admission(4, 0.48)
+    taken = [admission.admit() for _ in range(5)]
+    assert taken[4] is None
+    phases = [slot.phase for slot in taken if slot is not None]
+    assert sorted(phases) == pytest.approx([0, 0.12, 0.24, 0.36])
+    assert phases[:2] == pytest.approx([0, 0.24])  # the second is as far from the first as can be
+    assert admission.active == 4
+    assert taken[1] is not None
+    for _ in range(2):
+        admission.release(taken[1])
+    assert admission.active == 3
+    admission.draining = True
+    assert admission.admit() is None
+    admission.draining = False
+    again = admission.admit()
+    assert again is not None
+    assert again.phase == taken[1].phase
