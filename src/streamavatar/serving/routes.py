@@ -1,0 +1,376 @@
+"""The HTTP calls; `bodies` holds what they take and give."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, WebSocket
+from fastapi.responses import FileResponse, JSONResponse
+
+from streamavatar import bundled
+from streamavatar.errors import UserError
+from streamavatar.serving import bodies
+from streamavatar.serving.engine_process import AGENT_RATE, USER_RATE
+from streamavatar.serving.events import serve_events
+from streamavatar.serving.faces import FORMATS, Face, Faces
+from streamavatar.serving.metrics import CONTENT_TYPE_LATEST, Metrics
+from streamavatar.serving.problems import ApiProblem, documented
+from streamavatar.serving.security import bearer, ice_servers, same_secret
+from streamavatar.serving.sessions import Entry, Registry, states, summary
+from streamavatar.serving.settings import ServerSettings
+from streamavatar.serving.speech import synthesizers
+from streamavatar.serving.videos import Job, Videos
+from streamavatar.serving.voice import play, say
+
+
+@dataclass
+class House:
+    """What the routes work with; one per app."""
+
+    settings: ServerSettings
+    registry: Registry
+    faces: Faces
+    metrics: Metrics
+    videos: Videos
+
+
+def house_of(request: Request) -> House:
+    house: House = request.app.state.house
+    return house
+
+
+HouseIn = Annotated[House, Depends(house_of)]
+Authorization = Annotated[str | None, Header()]
+Name = Annotated[str, Path(max_length=64)]
+
+
+def admitted(house: HouseIn, authorization: Authorization = None) -> None:
+    """The server's own token, where it has one."""
+    if house.settings.token and not same_secret(bearer(authorization), house.settings.token):
+        raise ApiProblem(401, "unauthorized", "this server needs its token: Authorization: Bearer TOKEN")
+
+
+def entry_of(session: Name, house: HouseIn, authorization: Authorization = None) -> Entry:
+    return house.registry.find(session, bearer(authorization))
+
+
+EntryIn = Annotated[Entry, Depends(entry_of)]
+SESSION_ERRORS = documented(401, 403, 404, 422)
+
+plain = APIRouter(tags=["server"], responses=documented(403))
+avatars = APIRouter(prefix="/v1/avatars", tags=["avatars"], responses=documented(401, 403, 404))
+sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"], responses=SESSION_ERRORS)
+videos = APIRouter(prefix="/v1/videos", tags=["videos"], responses=documented(401, 403, 404, 422))
+
+
+# the server ------------------------------------------------------------------------------------------
+
+
+@plain.get("/healthz", response_model=bodies.Status)
+async def health() -> dict[str, str]:
+    """The process lives."""
+    return {"status": "ok"}
+
+
+@plain.get("/readyz", response_model=bodies.Status, responses={503: {"model": bodies.Status}})
+async def ready(house: HouseIn) -> JSONResponse:
+    """New sessions are welcome."""
+    if house.registry.draining:
+        return JSONResponse({"status": "draining"}, 503)
+    is_ready = house.registry.keeper.ready
+    return JSONResponse({"status": "ready" if is_ready else "starting"}, 200 if is_ready else 503)
+
+
+@plain.get("/metrics", response_class=Response)
+async def metrics(house: HouseIn) -> Response:
+    """For Prometheus."""
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    registry = house.registry
+    text = house.metrics.text(states(registry.entries), registry.keeper.restarts, memory)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+@plain.get("/v1/capacity", response_model=bodies.CapacityAnswer, responses=documented(503))
+async def capacity(house: HouseIn) -> dict[str, Any]:
+    """How many sessions fit, how many there are, and the measurement behind it."""
+    registry = house.registry
+    known = registry.keeper.capacity
+    if known is None or not registry.keeper.ready:
+        raise ApiProblem(503, "engine_starting", "the engine is starting", retry_after=3)
+    info: Any = registry.keeper.client.info
+    return {
+        "sessions": known.sessions,
+        "active": len(registry.entries),
+        "chunk_seconds": {str(n): {"p50": t.p50, "p99": t.p99} for n, t in known.chunk_seconds.items()},
+        "chunk_budget_seconds": known.budget,
+        "draining": registry.draining,
+        "model": info.model,
+        "device": info.device,
+        "precision": info.precision,
+        "width": info.width,
+        "height": info.height,
+        "fps": info.fps,
+        "speech": bool(synthesizers()),
+    }
+
+
+SAMPLES = {
+    "hello": ("What the agent says in the bundled conversation", "agent"),
+    "question": ("What the user says in the bundled conversation", "user"),
+}
+
+
+@plain.get("/v1/samples", response_model=bodies.SampleList)
+async def samples() -> dict[str, Any]:
+    """Recordings that ship, to try the avatar with."""
+    from streamavatar.media import read_audio
+
+    files = dict(zip(SAMPLES, bundled.conversation(), strict=True))
+    entries = [
+        {"id": name, "title": title, "lane": lane, "seconds": round(read_audio(files[name]).seconds, 2)}
+        for name, (title, lane) in SAMPLES.items()
+    ]
+    return {"samples": entries}
+
+
+@plain.get("/v1/samples/{sample}", response_class=FileResponse, responses=documented(404, 422))
+async def sample_file(sample: Name) -> FileResponse:
+    """One recording, FLAC."""
+    files = dict(zip(SAMPLES, bundled.conversation(), strict=True))
+    if sample not in files:
+        raise ApiProblem(404, "no_sample", f"there is no sample {sample!r}")
+    return FileResponse(files[sample], media_type="audio/flac")
+
+
+# avatars ---------------------------------------------------------------------------------------------
+
+
+def _avatar(face: Face) -> dict[str, Any]:
+    shown = {"id": face.id, "name": face.name, "description": face.description, "own": face.own}
+    return {**shown, "picture": f"/v1/avatars/{face.id}/picture"}
+
+
+@avatars.get("", response_model=bodies.AvatarList, dependencies=[Depends(admitted)])
+async def list_avatars(house: HouseIn) -> dict[str, Any]:
+    """The bundled portraits. Uploads are known to whoever has their id, and are not listed."""
+    return {"avatars": [_avatar(face) for face in house.faces.all() if not face.own]}
+
+
+@avatars.get("/{avatar}/picture", response_class=Response, responses=documented(422))
+async def avatar_picture(avatar: Name, house: HouseIn) -> Response:
+    """PNG. The id is the key: pictures are shown without a token, so that pages can embed them."""
+    return Response(house.faces.get(avatar).as_png(), media_type="image/png")
+
+
+_PICTURE = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in FORMATS},
+    }
+}
+
+
+@avatars.post(
+    "",
+    status_code=201,
+    response_model=bodies.AvatarEntry,
+    responses=documented(408, 413, 415, 422, 507),
+    openapi_extra=_PICTURE,
+    dependencies=[Depends(admitted)],
+)
+async def add_avatar(request: Request, house: HouseIn, crop: Literal["face", "centre"] = "face") -> dict[str, Any]:
+    """Upload an own face: a PNG, JPEG or WebP as the body. `crop=centre` takes a picture in which no face is found."""
+    from asyncio import to_thread
+
+    data = await read_body(request, house.settings.face_bytes)
+    async with house.registry.slow_work:
+        face = await to_thread(house.faces.add, data, request.headers.get("content-type", ""), crop)
+    return _avatar(face)
+
+
+@avatars.delete("/{avatar}", status_code=204, responses=documented(422), dependencies=[Depends(admitted)])
+async def delete_avatar(avatar: Name, house: HouseIn) -> None:
+    """Forget an uploaded face. Sessions that show it go on."""
+    house.faces.delete(avatar)
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The body, read piece by piece. Raises ApiProblem 413 as soon as it is too long."""
+    declared = request.headers.get("content-length", "0")
+    data = bytearray()
+    if declared.isdigit() and int(declared) > most:
+        raise ApiProblem(413, "too_large", f"the body is larger than {most} bytes")
+    async for piece in request.stream():
+        data += piece
+        if len(data) > most:
+            raise ApiProblem(413, "too_large", f"the body is larger than {most} bytes")
+    return bytes(data)
+
+
+# sessions --------------------------------------------------------------------------------------------
+
+
+@sessions.post(
+    "",
+    status_code=201,
+    response_model=bodies.SessionOpened,
+    responses=documented(429, 503),
+    dependencies=[Depends(admitted)],
+)
+async def open_session(wish: bodies.SessionWish, request: Request, house: HouseIn) -> dict[str, Any]:
+    """Start a live avatar."""
+    entry = await house.registry.open(wish, request.client.host if request.client else "")
+    info: Any = house.registry.keeper.client.info
+    return {
+        "id": entry.id,
+        "token": entry.token,
+        "expires_in": 60 * house.settings.max_minutes,
+        "ice_servers": ice_servers(house.settings, entry.id),
+        "width": info.width,
+        "height": info.height,
+        "fps": info.fps,
+        "agent_rate": AGENT_RATE,
+        "user_rate": USER_RATE,
+        "events": f"/v1/sessions/{entry.id}/events",
+    }
+
+
+@sessions.get("/{session}", response_model=bodies.SessionState)
+async def look(entry: EntryIn) -> dict[str, Any]:
+    """State and figures."""
+    return summary(entry)
+
+
+@sessions.delete("/{session}", status_code=204)
+async def close_session(entry: EntryIn) -> None:
+    """End the session."""
+    await entry.live.close("The session was closed.")
+
+
+@sessions.post("/{session}/offer", response_model=bodies.OfferAnswer)
+async def offer(body: bodies.Offer, entry: EntryIn) -> dict[str, str]:
+    """Connect the user's WebRTC peer: picture and sound out, microphone in."""
+    try:
+        return {"sdp": await entry.live.offer(body.sdp), "type": "answer"}
+    except UserError as error:
+        raise ApiProblem(422, "bad_sdp", str(error)) from error
+
+
+@sessions.patch("/{session}/offer", status_code=204)
+async def trickle(body: bodies.Candidate, entry: EntryIn) -> None:
+    """A candidate of the user's peer, or null at the end."""
+    candidate = None if body.candidate is None else body.candidate.model_dump()
+    try:
+        await entry.live.add_candidate(candidate)
+    except UserError as error:
+        raise ApiProblem(422, "bad_candidate", str(error)) from error
+
+
+_SDP = {"requestBody": {"required": True, "content": {"application/sdp": {"schema": {"type": "string"}}}}}
+
+
+@sessions.post(
+    "/{session}/whep",
+    status_code=201,
+    response_class=Response,
+    responses=documented(408, 413),
+    openapi_extra=_SDP,
+)
+async def whep(request: Request, entry: EntryIn) -> Response:
+    """Add a viewer (WHEP)."""
+    data = await read_body(request, 200_000)
+    try:
+        viewer, sdp = await entry.live.whep(data.decode())
+    except (UserError, UnicodeDecodeError) as error:
+        raise ApiProblem(422, "bad_sdp", str(error)) from error
+    where = f"/v1/sessions/{entry.id}/whep/{viewer}"
+    return Response(sdp, 201, {"Location": where}, media_type="application/sdp")
+
+
+@sessions.delete("/{session}/whep/{viewer}", status_code=204)
+async def drop_viewer(viewer: Name, entry: EntryIn) -> None:
+    """Remove a viewer."""
+    if not await entry.live.drop_viewer(viewer):
+        raise ApiProblem(404, "no_viewer", "there is no such viewer")
+
+
+_AUDIO = {"requestBody": {"required": True, "content": {"audio/*": {"schema": {"type": "string", "format": "binary"}}}}}
+
+
+@sessions.post(
+    "/{session}/speech",
+    status_code=202,
+    response_model=bodies.Spoken,
+    responses=documented(408, 409, 413, 429),
+    openapi_extra=_AUDIO,
+)
+async def speech(request: Request, entry: EntryIn, house: HouseIn) -> dict[str, Any]:
+    """Say a recording: any audio file as the body."""
+    data = await read_body(request, house.settings.audio_bytes)
+    number, seconds = await play(house.registry, entry, data)
+    return {"speech": number, "seconds": seconds}
+
+
+@sessions.post("/{session}/text", status_code=202, response_model=bodies.Spoken, responses=documented(409, 429, 501))
+async def text(body: bodies.Words, entry: EntryIn, house: HouseIn) -> dict[str, Any]:
+    """Say a text, where a synthesiser is installed."""
+    number, seconds = await say(house.registry, entry, body.text, body.voice)
+    return {"speech": number, "seconds": seconds}
+
+
+@sessions.post("/{session}/interrupt", response_model=bodies.Interrupted)
+async def interrupt(entry: EntryIn) -> dict[str, Any]:
+    """Stop speaking at once."""
+    speaking = entry.live.state == "talking" or entry.live.queued_seconds > 0
+    return {"playback_position": entry.live.interrupt(), "interrupted": speaking}
+
+
+@sessions.get("/{session}/trace")
+async def trace(entry: EntryIn) -> dict[str, Any]:
+    """The session's last minutes, for chrome://tracing or Perfetto."""
+    return entry.live.trace()
+
+
+@sessions.websocket("/{session}/events")
+async def events(socket: WebSocket, session: Name, token: Annotated[str, Query(max_length=100)] = "") -> None:
+    house: House = socket.app.state.house
+    await serve_events(socket, house.registry, session, token or bearer(socket.headers.get("authorization")))
+
+
+# videos ----------------------------------------------------------------------------------------------
+
+
+def _video(job: Job) -> dict[str, Any]:
+    file = f"/v1/videos/{job.id}/file" if job.status == "done" else None
+    return {"id": job.id, "status": job.status, "message": job.message, "file": file}
+
+
+@videos.post(
+    "",
+    status_code=202,
+    response_model=bodies.VideoStarted,
+    responses=documented(408, 413, 429),
+    dependencies=[Depends(admitted)],
+)
+async def start_video(wish: bodies.VideoWish, house: HouseIn) -> dict[str, str]:
+    """Render a video offline, marked as AI-generated."""
+    admission = house.registry.admission
+    busy = admission is not None and admission.active >= admission.slots
+    return {"id": house.videos.start(wish, busy=busy).id}
+
+
+@videos.get("/{video}", response_model=bodies.VideoState)
+async def video(video: Name, house: HouseIn) -> dict[str, Any]:
+    """How far it is. The id is the key."""
+    return _video(house.videos.get(video))
+
+
+@videos.get("/{video}/file", response_class=FileResponse, responses=documented(409))
+async def video_file(video: Name, house: HouseIn) -> FileResponse:
+    """MP4."""
+    job = house.videos.get(video)
+    if job.status != "done":
+        raise ApiProblem(409, "not_ready", "the video is not finished")
+    return FileResponse(job.file, media_type="video/mp4")

@@ -1,0 +1,266 @@
+"""The sessions of this server: opened within capacity, watched while they live, ended with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from streamavatar.serving.admission import Admission, Slot
+from streamavatar.serving.bodies import SessionWish
+from streamavatar.serving.engine_client import Capacity, EngineDied
+from streamavatar.serving.faces import Faces
+from streamavatar.serving.live_session import EngineLike, Event, LiveSession, LiveSettings
+from streamavatar.serving.metrics import Metrics
+from streamavatar.serving.problems import ApiProblem
+from streamavatar.serving.security import ice_servers, same_secret
+from streamavatar.serving.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+OUTBOX = 512
+SPARE = frozenset({"metrics", "audio_buffer.appended"})
+"""Events that a slow listener can do without."""
+
+
+class Keeper(Protocol):
+    """Whoever keeps an engine alive; `admission.Supervisor` is one."""
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def client(self) -> EngineLike: ...
+    @property
+    def capacity(self) -> Capacity | None: ...
+    @property
+    def restarts(self) -> int: ...
+
+
+class Outbox:
+    """Events on their way to one listener; bounded, so that a slow one cannot fill the memory."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
+        self.overflown = False
+
+    def put(self, event: Event) -> None:
+        if len(self._events) >= OUTBOX:
+            spare = next((e for e in self._events if e["type"] in SPARE), None)
+            if spare is None and event["type"] not in SPARE:
+                self.overflown = True
+            elif spare is not None:
+                self._events.remove(spare)
+            else:
+                return
+        self._events.append(event)
+        self._news.set()
+
+    async def take(self) -> Event:
+        while not self._events:
+            self._news.clear()
+            await self._news.wait()
+        return self._events.popleft()
+
+
+@dataclass
+class Entry:
+    """One session as the gateway knows it."""
+
+    id: str
+    token: str = field(repr=False)
+    address: str
+    slot: Slot
+    live: LiveSession
+    began: float
+    outboxes: set[Outbox] = field(default_factory=set)
+    feeder: asyncio.Task[None] | None = None
+    """Feeds a speech that is longer than the lane."""
+
+
+class Registry:
+    """Opens, finds, watches and closes sessions.
+
+    Args:
+        settings: limits.
+        keeper: of the engine.
+        faces: pictures by name.
+        metrics: told what sessions report.
+    """
+
+    def __init__(self, settings: ServerSettings, keeper: Keeper, faces: Faces, metrics: Metrics) -> None:
+        self.settings, self.keeper, self.faces, self.metrics = settings, keeper, faces, metrics
+        self.admission: Admission | None = None
+        self.slow_work = asyncio.Semaphore(2)
+        """Decoding and synthesis at a time: they share the machine with the engine."""
+        self._entries: dict[str, Entry] = {}
+        self._draining = False
+        self._ends: set[asyncio.Task[None]] = set()
+
+    @property
+    def entries(self) -> list[Entry]:
+        return list(self._entries.values())
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def find(self, name: str, token: str) -> Entry:
+        """Raises ApiProblem: 404 for an unknown session, 401 for a wrong token."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ApiProblem(404, "no_session", "there is no such session, or it is over")
+        if not same_secret(token, entry.token):
+            raise ApiProblem(401, "unauthorized", "this needs the session's token: Authorization: Bearer TOKEN")
+        return entry
+
+    async def open(self, wish: SessionWish, address: str) -> Entry:
+        """Admit and start a session.
+
+        Raises:
+            ApiProblem: 404 for an unknown avatar, 429 when full (for all or for this client), 503 while the engine
+                starts or the server drains.
+        """
+        face = self.faces.get(wish.avatar or next(face.id for face in self.faces.all()))
+        slot, client = self._admit(address)
+        info, name = client.info, secrets.token_urlsafe(12)
+        try:
+            picture = await asyncio.to_thread(face.picture, info.height, info.width)
+            outbound: list[Callable[[Event], None]] = []
+            live = LiveSession(
+                client,
+                name,
+                picture,
+                seed=wish.seed,
+                settings=LiveSettings(
+                    overlap=wish.overlap,
+                    server_barge_in=wish.server_barge_in,
+                    ice_servers=tuple(ice_servers(self.settings, name)),
+                ),
+                on_event=lambda event: outbound[0](event) if outbound else None,
+                phase=slot.phase if self.admission and self.admission.slots > 1 else None,
+            )
+            entry = Entry(name, secrets.token_urlsafe(24), address, slot, live, asyncio.get_running_loop().time())
+            outbound.append(lambda event: self._event(entry, event))
+            await live.start()
+        except EngineDied as error:
+            self._release(slot)
+            self.metrics.rejected.labels("engine").inc()
+            raise ApiProblem(503, "engine_starting", f"{error}", retry_after=2) from error
+        except BaseException:
+            self._release(slot)
+            raise
+        self._entries[name] = entry
+        task = asyncio.create_task(self._end(entry), name=f"end of {name}")
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+        return entry
+
+    def _admit(self, address: str) -> tuple[Slot, EngineLike]:
+        if self._draining:
+            self.metrics.rejected.labels("draining").inc()
+            raise ApiProblem(503, "draining", "the server is going down: no new sessions", retry_after=30)
+        if not self.keeper.ready or self.keeper.capacity is None:
+            self.metrics.rejected.labels("engine").inc()
+            raise ApiProblem(503, "engine_starting", "the engine is starting", retry_after=3)
+        client = self.keeper.client
+        if self.admission is None:
+            self.admission = Admission(self.keeper.capacity.sessions, client.info.chunk_frames / client.info.fps)
+        if sum(entry.address == address for entry in self._entries.values()) >= self.settings.sessions_per_client:
+            self.metrics.rejected.labels("client").inc()
+            raise ApiProblem(429, "too_many_sessions", "this client has all the sessions it may have", retry_after=10)
+        slot = self.admission.admit()
+        if slot is None:
+            self.metrics.rejected.labels("full").inc()
+            raise ApiProblem(
+                429, "full", f"all {self.admission.slots} places are taken", retry_after=self.admission.retry_after
+            )
+        return slot, client
+
+    def _release(self, slot: Slot) -> None:
+        if self.admission is not None:
+            self.admission.release(slot)
+
+    def _event(self, entry: Entry, event: Event) -> None:
+        if event["type"] == "metrics":
+            self.metrics.session(entry.id, event)
+        if event["type"] == "audio_buffer.cleared" and entry.feeder is not None:
+            entry.feeder.cancel()
+        for outbox in entry.outboxes:
+            outbox.put(event)
+
+    async def _end(self, entry: Entry) -> None:
+        """Clean up behind a session, whoever ended it."""
+        reason = await entry.live.ended
+        logger.info("session %s ended: %s", entry.id, reason)
+        self._entries.pop(entry.id, None)
+        self._release(entry.slot)
+        self.metrics.forget(entry.id)
+        if entry.feeder is not None:
+            entry.feeder.cancel()
+
+    # watching --------------------------------------------------------------------------------------
+
+    async def watch(self, every: float = 0.5) -> None:
+        """Runs for ever: ends sessions whose client has gone or whose time is over."""
+        while True:
+            await asyncio.sleep(every)
+            now = asyncio.get_running_loop().time()
+            for entry in self.entries:
+                live = entry.live
+                if now - entry.began > 60 * self.settings.max_minutes:
+                    await live.close("The session's time is over.")
+                elif not live.connected and now - live.last_seen > self.settings.grace_seconds:
+                    await live.close("The client has gone.")
+
+    async def close_all(self, reason: str) -> None:
+        await asyncio.gather(*(entry.live.close(reason) for entry in self.entries))
+
+    def stop_admission(self) -> None:
+        """No new sessions from now on; those there are hear of it."""
+        self._draining = True
+        for entry in self.entries:
+            self._event(
+                entry,
+                {
+                    "type": "error",
+                    "time": round(entry.live.seconds, 3),
+                    "code": "draining",
+                    "message": "The server is going down; this session will end soon.",
+                    "retryable": True,
+                },
+            )
+
+    async def drain(self) -> None:
+        """Wait for the sessions to end by themselves, for as long as the settings say; then end them."""
+        self.stop_admission()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.settings.drain_seconds
+        while self._entries and loop.time() < end:
+            await asyncio.sleep(0.1)
+        await self.close_all("The server went down.")
+
+
+def states(entries: list[Entry]) -> dict[str, int]:
+    """How many sessions are in each state."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        counts[entry.live.state] = counts.get(entry.live.state, 0) + 1
+    return counts
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """What `GET /v1/sessions/{id}` says."""
+    live = entry.live
+    return {
+        "id": entry.id,
+        "state": "connected" if live.connected else "waiting",
+        "agent_state": live.state,
+        "connected": live.connected,
+        "seconds": live.seconds,
+        "queued_seconds": live.queued_seconds,
+        "stats": live.stats(),
+    }
