@@ -120,7 +120,10 @@ class Supervisor:
             reason = await asyncio.shield(self._client.died)
             logger.error("%s; starting another", reason)
             if self._on_death is not None and not failures:
-                await self._on_death(reason)
+                try:
+                    await self._on_death(reason)
+                except Exception:
+                    logger.exception("ending the dead engine's sessions failed")
             await asyncio.sleep(_BACK_OFF[min(failures, len(_BACK_OFF) - 1)])
             try:
                 self._client = await EngineClient.start(self.settings, self.capacity)

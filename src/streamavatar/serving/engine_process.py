@@ -8,100 +8,40 @@ is the answer to that request alone.
 from __future__ import annotations
 
 import logging
-import signal
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
-from typing import Any, Literal
 
 import numpy as np
+import torch
 from av import VideoFrame
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from streamavatar.avatar import Avatar, Precision
+from streamavatar.avatar import Avatar
 from streamavatar.engine import StepSession
 from streamavatar.errors import UserError
 from streamavatar.models.audio import AFTER
+from streamavatar.serving.clock import AGENT_RATE, USER_RATE
+from streamavatar.serving.protocol import Answer, EngineInfo, EngineSettings, Request
 
-AGENT_RATE, USER_RATE = 24_000, 16_000
+__all__ = ["AGENT_RATE", "USER_RATE", "Engine", "EngineInfo", "EngineSettings", "as_float", "run_engine", "to_i420"]
 
 logger = logging.getLogger(__name__)
 Frames = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """What the engine runs.
-
-    Attributes:
-        model: folder; the bundled default if None.
-        device, precision, threads: as for `Avatar.load`.
-        sessions: how many at a time; measured at the start if None.
-        most_sessions: limit of that measurement.
-    """
-
-    model: Path | None = None
-    device: str = "cpu"
-    precision: Precision = "auto"
-    threads: int | None = None
-    sessions: int | None = None
-    most_sessions: int = 8
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What the engine makes: sizes, and how it makes it."""
-
-    height: int
-    width: int
-    fps: int
-    chunk_frames: int
-    model: str
-    device: str
-    precision: str
-
-    @property
-    def agent_samples(self) -> int:
-        """Of one request: the chunk and its look-ahead."""
-        return (self.chunk_frames + AFTER) * AGENT_RATE // self.fps
-
-    @property
-    def user_samples(self) -> int:
-        return self.chunk_frames * USER_RATE // self.fps
-
-    @property
-    def frames_shape(self) -> tuple[int, int, int]:
-        """Of a chunk's I420 pictures."""
-        return self.chunk_frames, self.height * 3 // 2, self.width
-
-
-@dataclass(frozen=True)
-class Request:
-    """One call: its number, what to do, of which session, and the rest."""
-
-    number: int
-    call: Literal["open", "make", "rollback", "close", "stop"]
-    session: str = ""
-    arguments: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """To the request of that number; `error` is a UserError's text. Number 0 is said once, when all is loaded."""
-
-    number: int
-    value: Any = None
-    error: str | None = None
-
-
 def to_i420(frames: Frames) -> Frames:
     """RGB [F, H, W, 3] to I420 [F, H * 3 / 2, W], BT.601 limited range, as video encoders take it."""
-    return np.stack([VideoFrame.from_ndarray(f, format="rgb24").to_ndarray(format="yuv420p") for f in frames])
+    scaler = VideoReformatter()  # one for all: making it takes longer than converting a small picture
+    pictures = (VideoFrame.from_ndarray(f, format="rgb24") for f in frames)
+    return np.stack([scaler.reformat(p, format="yuv420p").to_ndarray() for p in pictures])
 
 
 def as_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
@@ -120,6 +60,8 @@ class _Slot:
     def close(self) -> None:
         del self.frames
         self.memory.close()
+        with suppress(FileNotFoundError):  # unlinked already, unless nobody came to attach
+            self.memory.unlink()
 
 
 class Engine:
@@ -135,14 +77,16 @@ class Engine:
         self._slots: dict[str, _Slot] = {}
         g, device = avatar.config.geometry, avatar.model.transformer.head.head.weight.device
         self.info = EngineInfo(
-            g.height, g.width, g.fps, g.chunk_frames, avatar.config.name, str(device), avatar.precision
+            g.height, g.width, g.fps, g.chunk_frames, avatar.config.name, str(device), avatar.precision, AFTER
         )
 
     def handle(self, request: Request) -> None:
         """Do what is asked; `make` answers later, from a worker."""
         try:
             value = getattr(self, f"_{request.call}")(request)
-        except (UserError, ValueError) as error:
+        except Exception as error:  # of this request alone, also if the device has no memory left for a session
+            if not isinstance(error, (UserError, ValueError)):
+                logger.exception("%s failed", request.call)
             self._answer(Answer(request.number, error=str(error)))
         else:
             if request.call != "make":
@@ -211,6 +155,13 @@ class Engine:
             slot.making.exception()
         slot.close()
 
+    def _memory(self, request: Request) -> int:
+        """Bytes held on the device; of the process where that is the CPU."""
+        if self.info.device != "cpu":
+            return torch.cuda.memory_allocated(self.info.device)
+        resident = int(Path("/proc/self/statm").read_text().split()[1])
+        return resident * os.sysconf("SC_PAGE_SIZE")
+
     def _slot(self, request: Request) -> _Slot:
         if request.session not in self._slots:
             raise UserError(f"no session {request.session}")
@@ -219,7 +170,7 @@ class Engine:
 
 def run_engine(pipe: Connection, settings: EngineSettings) -> None:
     """The process's main function: load, say so, answer until the pipe ends or `stop` comes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the gateway says when to stop
+    os.setsid()  # signals to the gateway's group (Ctrl-C, a service manager's) are for the gateway, which drains first
     lock = Lock()
 
     def answer(message: Answer) -> None:

@@ -1,0 +1,60 @@
+"""What the avatar is doing, observed from the lanes: nothing is switched, both lanes always reach the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+State = Literal["idle", "listening", "talking", "interrupting"]
+Overlap = Literal["agent", "user"]
+
+
+class Hysteresis:
+    """A switch that needs `on` trues in a row to go on and `off` falses in a row to go off."""
+
+    def __init__(self, on: int, off: int) -> None:
+        self._needed = {False: max(1, on), True: max(1, off)}
+        self._run = 0
+        self.value = False
+
+    def update(self, raw: bool) -> bool:
+        self._run = self._run + 1 if raw != self.value else 0
+        if self._run >= self._needed[self.value]:
+            self.value, self._run = raw, 0
+        return self.value
+
+
+class StateLabel:
+    """Names the state of each tick.
+
+    The agent talks (`talking`) while a tick holds its speech, and for `hold` ticks of a pause inside one. After an
+    interruption the state is `interrupting` until the avatar rests. While both speak, `overlap` says who has the floor:
+    with "agent" the state is `talking`, with "user" it is `interrupting`.
+    """
+
+    def __init__(self, overlap: Overlap, hold: int) -> None:
+        self._overlap = overlap
+        self._hold = hold
+        self._pause = hold
+        self.talking = False
+        self.state: State = "idle"
+
+    def update(self, speaking: bool, starved: bool, user: bool, interrupted: bool) -> State | None:
+        """The new state, or None if it has not changed.
+
+        Args:
+            speaking: the tick holds the agent's speech.
+            starved: it would, if more of it had come.
+            user: the user speaks.
+            interrupted: the avatar has been interrupted and does not rest yet.
+        """
+        self._pause = 0 if speaking else self._pause + 1 if starved else self._hold
+        self.talking = talking = self._pause < self._hold
+        state: State = "listening" if user else "idle"
+        if interrupted or (talking and user and self._overlap == "user"):
+            state = "interrupting"
+        elif talking:
+            state = "talking"
+        if state == self.state:
+            return None
+        self.state = state
+        return state

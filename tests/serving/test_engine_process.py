@@ -1,0 +1,105 @@
+"""What the engine's process must not do: stall the gateway, die of one request, leave things behind, change colours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import pytest
+
+from streamavatar.errors import UserError
+from streamavatar.models.avatar import AvatarModel
+from streamavatar.serving.engine_client import EngineClient, EngineDied, EngineSettings
+from streamavatar.serving.engine_process import to_i420
+
+AGENT, USER = np.zeros(14 * 960, np.int16), np.zeros(12 * 640, np.int16)
+PICTURE = np.full((64, 96, 3), 100, np.uint8)
+
+
+@pytest.fixture
+def settings(make_model: Callable[..., AvatarModel], tmp_path: Path) -> EngineSettings:
+    make_model().save(tmp_path / "model")
+    return EngineSettings(tmp_path / "model", precision="float32", threads=1, sessions=2)
+
+
+def segments() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+def test_i420_is_what_video_encoders_expect() -> None:
+    red = np.broadcast_to(np.array([255, 0, 0], np.uint8), (1, 4, 4, 3)).copy()
+    planes = to_i420(red)[0].ravel()
+    assert [set(part) for part in (planes[:16], planes[16:20], planes[20:])] == [{81}, {90}, {240}]
+
+
+def test_the_gateway_does_not_load_torch() -> None:
+    code = (
+        "import sys, streamavatar.serving.engine_client, streamavatar.serving.admission; print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_an_engine_that_hangs_stalls_nobody_and_is_killed(settings: EngineSettings) -> None:
+    """More requests than the pipe holds, to a process that reads none of them."""
+
+    async def run() -> None:
+        engine = await EngineClient.start(settings)
+        engine.settings = replace(settings, answer_seconds=1.0)
+        await engine.open("s1", PICTURE, 1)
+        assert engine._process.pid is not None
+        os.kill(engine._process.pid, signal.SIGSTOP)
+        begin = monotonic()
+        calls = [asyncio.create_task(engine.make("s1", k, AGENT, USER)) for k in range(1, 41)]
+        await asyncio.sleep(0.1)
+        assert monotonic() - begin < 0.9, "the event loop waited for the engine"
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(result) for result in results} == {EngineDied}
+        assert monotonic() - begin < 5
+        await engine.stop()
+
+    threads = threading.active_count()
+    asyncio.run(run())
+    assert threading.active_count() <= threads
+
+
+def test_no_request_kills_the_engine_or_leaves_anything(settings: EngineSettings) -> None:
+    before = segments()
+
+    async def run() -> None:
+        engine = await EngineClient.start(settings)
+        assert engine._process.pid is not None
+        assert os.getpgid(engine._process.pid) != os.getpgid(0)  # Ctrl-C is for the gateway, which drains first
+        with pytest.raises(UserError):
+            await engine.open("s1", np.array("nothing"), 1)
+        opening = asyncio.create_task(engine.open("s1", PICTURE, 1))
+        await asyncio.sleep(0)
+        opening.cancel()
+        with suppress(asyncio.CancelledError):
+            await opening
+        await engine.close_session("s1")
+        assert segments() <= before
+        await engine.open("s1", PICTURE, 1)
+        for agent, user in (
+            (np.full(AGENT.shape, "x"), USER),
+            (np.full(AGENT.shape, np.nan), USER),
+            (AGENT, np.full(USER.shape, None)),
+            (AGENT.reshape(2, -1), USER),
+        ):
+            with pytest.raises(UserError):
+                await engine.make("s1", 1, agent, user)
+        assert (await engine.make("s1", 1, AGENT, USER)).index == 1
+        assert await engine.memory() > 2**20
+        await engine.stop()
+
+    asyncio.run(run())
+    assert segments() <= before
