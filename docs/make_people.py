@@ -2,7 +2,7 @@
 
     python docs/make_people.py --assets DIR
 
-writes docs/images/people.png (48 identities, not chosen), people-acts.png (what a person does) and people.gif (a few
+writes docs/images/people.jpg (48 identities, not chosen), people-acts.jpg (what a person does) and people.gif (a few
 seconds of one clip, without its sound). Needs the extra `human`, flite, and an asset folder.
 """
 
@@ -103,8 +103,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True)
     assets = Assets.open(parser.parse_args().assets)
-    for name, pixels in (("people.png", sheet(assets)), ("people-acts.png", acts(assets))):
-        Image.fromarray(pixels).quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(IMAGES / name, optimize=True)
+    for name, pixels in (("people.jpg", sheet(assets)), ("people-acts.jpg", acts(assets))):
+        Image.fromarray(pixels).save(IMAGES / name, quality=90, optimize=True)
     pictures = clip(assets)
     pictures[0].save(
         IMAGES / "people.gif", save_all=True, append_images=pictures[1:], duration=1000 * GIF_STEP // FPS, loop=0,

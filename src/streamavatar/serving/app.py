@@ -34,8 +34,10 @@ def create_app(settings: ServerSettings, keeper: Keeper | None = None) -> FastAP
         keeper: of an engine that somebody else starts and stops; by default the app runs its own.
     """
     faces, metrics = Faces(settings.face_count), Metrics()
-    supervisor = Supervisor(settings.engine, on_death=lambda reason: _engine_died(app)) if keeper is None else None
+    supervisor = Supervisor(settings.engine, on_death=lambda reason: registry.engine_died()) if keeper is None else None
     registry = Registry(settings, keeper or supervisor, faces, metrics)  # type: ignore[arg-type]
+
+    videos = Videos(settings.engine, settings.video_keep_seconds, lambda: registry.has_room)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,7 +48,7 @@ def create_app(settings: ServerSettings, keeper: Keeper | None = None) -> FastAP
             yield
         finally:
             await registry.close_all("The server went down.")
-            await app.state.house.videos.close()
+            await videos.close()
             for task in tasks:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -55,7 +57,7 @@ def create_app(settings: ServerSettings, keeper: Keeper | None = None) -> FastAP
                 await supervisor.stop()
 
     app = FastAPI(title="streamavatar", version=version("streamavatar"), lifespan=lifespan, redirect_slashes=False)
-    app.state.house = routes.House(settings, registry, faces, metrics, Videos(settings, faces))
+    app.state.house = routes.House(settings, registry, faces, metrics, videos)
     app.state.failed = asyncio.Event()
     app.state.failure = None
     problems.install(app)
@@ -82,7 +84,3 @@ async def _start(app: FastAPI, supervisor: Supervisor) -> None:
         logger.error("the engine cannot be started: %s", error)
         app.state.failure = error
         app.state.failed.set()
-
-
-async def _engine_died(app: FastAPI) -> None:
-    await app.state.house.registry.close_all("The engine stopped. A new session works again in a few seconds.")

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from streamavatar.serving.speech import VoiceName
+
+LANE_CHARACTERS = 8_000_000
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -134,7 +137,7 @@ class Candidate(Body):
 
 class Words(Body):
     text: Annotated[str, Field(min_length=1, max_length=10_000)]
-    voice: Literal["auto", "espeak", "flite"] | None = None
+    voice: VoiceName | None = None
 
 
 class Spoken(BaseModel):
@@ -148,12 +151,12 @@ class Interrupted(BaseModel):
 
 
 class VideoWish(Body):
-    """Lanes are whole audio files (WAV, FLAC, MP3, ...) in base64."""
+    """Lanes are whole audio files (WAV, FLAC, MP3, ...) in base64; without `seconds` the longer one counts."""
 
     avatar: Annotated[str, Field(max_length=64)] | None = None
-    agent_audio: Annotated[str, Field(max_length=30_000_000)] | None = None
-    user_audio: Annotated[str, Field(max_length=30_000_000)] | None = None
-    seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
+    agent_audio: Annotated[str, Field(max_length=LANE_CHARACTERS)] | None = None
+    user_audio: Annotated[str, Field(max_length=LANE_CHARACTERS)] | None = None
+    seconds: Annotated[float, Field(ge=0.04, le=3600)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
@@ -162,7 +165,10 @@ class VideoStarted(BaseModel):
 
 
 class VideoState(BaseModel):
+    """`waiting` while live sessions need the machine; `message` says what went wrong."""
+
     id: str
-    status: Literal["working", "done", "failed"]
+    status: Literal["working", "waiting", "done", "failed"]
+    progress: Annotated[float, Field(ge=0, le=1)]
     message: str
     file: str | None

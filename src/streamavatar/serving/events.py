@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,9 @@ from streamavatar.errors import UserError
 from streamavatar.serving.live_session import LaneFull
 from streamavatar.serving.problems import ApiProblem
 from streamavatar.serving.sessions import Entry, Outbox, Registry
-from streamavatar.serving.voice import say
+from streamavatar.serving.voice import check_free, say
 
+logger = logging.getLogger(__name__)
 AGENT, USER = 0, 1
 HEADER = 9  # lane, sample index
 LARGEST = 1_000_000  # bytes in one message
@@ -28,37 +30,42 @@ _LAST_WORDS = 0.5  # seconds for the events that wait when the session ends
 
 
 async def serve_events(socket: WebSocket, registry: Registry, name: str, token: str) -> None:
-    """From the handshake to the end of the session or of the connection."""
+    """From the handshake to the end of the session or of the connection.
+
+    A page cannot set headers here: its token comes in the query, or as a subprotocol beside `bearer`.
+    """
+    offered = socket.scope.get("subprotocols", [])
+    token = token or next((word for word in offered if word != "bearer"), "")
     try:
         entry = registry.find(name, token)
     except ApiProblem as problem:
         await socket.close(4000 + problem.status_code, problem.detail)
         return
-    await socket.accept()
+    await socket.accept("bearer" if "bearer" in offered else None)
     outbox = Outbox()
     entry.outboxes.add(outbox)
     live = entry.live
-    live.touch()
-    outbox.put(_event(entry, "session.state_updated", state="connected" if live.connected else "connecting"))
-    outbox.put(_event(entry, "agent.state_updated", state=live.state))
+    outbox.put(entry.event("session.state_updated", state="connected" if live.connected else "connecting"))
+    outbox.put(entry.event("agent.state_updated", state=live.state))
     speaker = asyncio.create_task(_speak(socket, outbox))
     listener = asyncio.create_task(_listen(socket, entry, registry, outbox))
     ended = asyncio.create_task(_until(live.ended))
+    tasks = (speaker, listener, ended)
     try:
-        await asyncio.wait({speaker, listener, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if ended.done() and not speaker.done():
             await asyncio.wait({speaker}, timeout=_LAST_WORDS)
     finally:
         entry.outboxes.discard(outbox)
-        for task in (speaker, listener, ended):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(speaker, listener, ended, return_exceptions=True)
+        await asyncio.wait(tasks)
+        for task in tasks:
+            error = None if task.cancelled() else task.exception()
+            if error is not None and not isinstance(error, WebSocketDisconnect):
+                logger.error("events of session %s: %r", name, error, exc_info=error)
     if socket.client_state is WebSocketState.CONNECTED and socket.application_state is WebSocketState.CONNECTED:
         await socket.close(SLOW if outbox.overflown else 1000)
-
-
-def _event(entry: Entry, kind: str, **fields: Any) -> dict[str, Any]:
-    return {"type": kind, "time": round(entry.live.seconds, 3), **fields}
 
 
 async def _until(ended: asyncio.Future[str]) -> None:
@@ -78,7 +85,7 @@ async def _listen(socket: WebSocket, entry: Entry, registry: Registry, outbox: O
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
             return
-        entry.live.touch()
+        entry.touch()
         try:
             if message.get("bytes") is not None:
                 _sound(entry, message["bytes"])
@@ -90,9 +97,7 @@ async def _listen(socket: WebSocket, entry: Entry, registry: Registry, outbox: O
             code = error.code if isinstance(error, ApiProblem) else "bad_request"
             text = error.detail if isinstance(error, ApiProblem) else str(error)
             retryable = isinstance(error, ApiProblem) and error.retryable
-            outbox.put(_event(entry, "error", code=code, message=text, retryable=retryable))
-        except WebSocketDisconnect:
-            return
+            outbox.put(entry.event("error", code=code, message=text, retryable=retryable))
 
 
 def _sound(entry: Entry, data: bytes) -> None:
@@ -102,6 +107,7 @@ def _sound(entry: Entry, data: bytes) -> None:
     lane, index = data[0], int.from_bytes(data[1:HEADER], "big")
     samples = np.frombuffer(data, "<i2", offset=HEADER)
     if lane == AGENT:
+        check_free(entry)
         entry.live.push_agent(samples, index=index)
     elif lane == USER:
         entry.live.push_user(samples, index=index)
@@ -149,6 +155,7 @@ async def _agent_speak(entry: Entry, registry: Registry, message: dict[str, Any]
     if isinstance(audio, str):
         if not isinstance(rate, int) or isinstance(rate, bool):
             raise UserError("rate is a whole number of samples per second")
+        check_free(entry)
         entry.live.push_agent(_samples(audio), rate=rate)
     elif not isinstance(text, str) or not text:
         raise UserError("agent.speak needs text, or audio: base64 of 16-bit mono samples")

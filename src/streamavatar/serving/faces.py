@@ -29,7 +29,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Face:
-    """One avatar: its picture as PNG, or the file of a bundled one."""
+    """One avatar: its picture as PNG, or the file of a bundled one; `owner` is the address that uploaded it."""
 
     id: str
     name: str
@@ -37,6 +37,7 @@ class Face:
     own: bool
     png: bytes = b""
     file: Path | None = None
+    owner: str = ""
 
     def picture(self, height: int, width: int) -> Pixels:
         """uint8 RGB [height, width, 3]."""
@@ -63,8 +64,9 @@ class Faces:
             for p in bundled.portraits().values()
         }
 
-    def all(self) -> list[Face]:
-        return list(self._known.values())
+    def seen_by(self, client: str) -> list[Face]:
+        """The bundled portraits, and what the client at this address uploaded."""
+        return [face for face in self._known.values() if not face.own or face.owner == client]
 
     def get(self, name: str) -> Face:
         """Raises ApiProblem 404."""
@@ -72,7 +74,11 @@ class Faces:
             raise ApiProblem(404, "no_avatar", f"there is no avatar {name!r}")
         return self._known[name]
 
-    def add(self, data: bytes, kind: str, crop: Crop) -> Face:
+    def find(self, name: str | None) -> Face:
+        """The same, with a bundled one for no name."""
+        return self.get(name or bundled.DEFAULT_AVATAR)
+
+    def add(self, data: bytes, kind: str, crop: Crop, owner: str = "") -> Face:
         """Check and keep an upload; slow, so not for the event loop.
 
         Raises:
@@ -91,7 +97,7 @@ class Faces:
             raise ApiProblem(422, "bad_picture", str(error)) from error
         if sum(face.own for face in self._known.values()) >= self._most:
             raise ApiProblem(507, "full", "the server keeps no more pictures: delete one first")
-        face = Face(secrets.token_urlsafe(12), "Your picture", "Uploaded picture", True, out.getvalue())
+        face = Face(secrets.token_urlsafe(12), "Your picture", "Uploaded picture", True, out.getvalue(), owner=owner)
         self._known[face.id] = face
         return face
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
+from streamavatar.serving.live_session import ChunkLike, EngineLike, InfoLike
+
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics", "engine_memory"]
 
 _FINE = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.48, 0.75, 1.0, 2.0, 5.0)
 
@@ -49,13 +56,14 @@ class Metrics:
         for key, metric in self._single.items():
             if (value := stats.get(key)) is not None and value != before.get(key):
                 metric.observe(value)
-        for stage, value in stats.get("chunk_seconds", {}).items():
-            if value is not None:
-                self._stages.labels(stage).observe(value)
         late = before.get("underrun_total", {})
         for kind, count in stats.get("underrun_total", {}).items():
             self._underruns.labels(kind).inc(max(0, count - late.get(kind, 0)))
         self._seen[name] = stats
+
+    def metered(self, engine: EngineLike) -> EngineLike:
+        """The same engine; its chunks are timed here."""
+        return _Metered(engine, self._stages)
 
     def skew(self, seconds: float) -> None:
         self._skew.observe(seconds)
@@ -64,9 +72,45 @@ class Metrics:
         self._seen.pop(name, None)
 
     def text(self, states: Mapping[str, int], restarts: int, memory: int) -> bytes:
-        """The exposition, with the present gauges."""
+        """The exposition, with the present gauges: sessions by state, restarts, bytes."""
         for state in ("idle", "listening", "talking", "interrupting"):
             self._sessions.labels(state).set(states.get(state, 0))
         self._restarts.set(restarts)
         self._memory.set(memory)
         return generate_latest(self.registry)
+
+
+class _Metered:
+    """An engine whose chunks are observed."""
+
+    def __init__(self, engine: EngineLike, stages: Histogram) -> None:
+        self._engine, self._stages = engine, stages
+
+    @property
+    def info(self) -> InfoLike:
+        return self._engine.info
+
+    async def open(self, session: str, picture: NDArray[np.uint8], seed: int) -> None:
+        await self._engine.open(session, picture, seed)
+
+    async def make(self, session: str, index: int, agent: NDArray[np.int16], user: NDArray[np.int16]) -> ChunkLike:
+        chunk = await self._engine.make(session, index, agent, user)
+        for stage, seconds in chunk.seconds.items():
+            self._stages.labels(stage).observe(seconds)
+        return chunk
+
+    async def rollback(self, session: str, index: int) -> None:
+        await self._engine.rollback(session, index)
+
+    async def close_session(self, session: str) -> None:
+        await self._engine.close_session(session)
+
+
+def engine_memory() -> int:
+    """Bytes that the engine's process holds in main memory (what it holds on a GPU is not seen from here)."""
+    engine = next((child for child in multiprocessing.active_children() if child.name == "engine"), None)
+    try:
+        pages = int(Path(f"/proc/{engine.pid}/statm").read_text().split()[1]) if engine else 0
+    except OSError:  # it ended meanwhile, or this is no Linux
+        pages = 0
+    return pages * resource.getpagesize()

@@ -49,5 +49,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return answer(422, "invalid", f"{place}: {first['msg']}")
+        place = ".".join(str(part) for part in first["loc"]).encode("ascii", "backslashreplace").decode()
+        return answer(422, "invalid", f"{place[:200]}: {first['msg']}")
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return answer(500, "internal", "something went wrong inside the server; its log says what")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import resource
+import asyncio
+import base64
+import binascii
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, WebSocket
 from fastapi.responses import FileResponse, JSONResponse
+from numpy.typing import NDArray
 
 from streamavatar import bundled
 from streamavatar.errors import UserError
@@ -15,14 +19,14 @@ from streamavatar.serving import bodies
 from streamavatar.serving.engine_process import AGENT_RATE, USER_RATE
 from streamavatar.serving.events import serve_events
 from streamavatar.serving.faces import FORMATS, Face, Faces
-from streamavatar.serving.metrics import CONTENT_TYPE_LATEST, Metrics
+from streamavatar.serving.metrics import CONTENT_TYPE_LATEST, Metrics, engine_memory
 from streamavatar.serving.problems import ApiProblem, documented
 from streamavatar.serving.security import bearer, ice_servers, same_secret
 from streamavatar.serving.sessions import Entry, Registry, states, summary
 from streamavatar.serving.settings import ServerSettings
 from streamavatar.serving.speech import synthesizers
-from streamavatar.serving.videos import Job, Videos
-from streamavatar.serving.voice import play, say
+from streamavatar.serving.videos import Video, Videos
+from streamavatar.serving.voice import decode_audio, play, say
 
 
 @dataclass
@@ -36,9 +40,14 @@ class House:
     videos: Videos
 
 
-def house_of(request: Request) -> House:
+async def house_of(request: Request) -> House:
     house: House = request.app.state.house
     return house
+
+
+def address_of(request: Request) -> str:
+    """Of the client; a proxy in front is one client for all behind it."""
+    return request.client.host if request.client else ""
 
 
 HouseIn = Annotated[House, Depends(house_of)]
@@ -46,13 +55,13 @@ Authorization = Annotated[str | None, Header()]
 Name = Annotated[str, Path(max_length=64)]
 
 
-def admitted(house: HouseIn, authorization: Authorization = None) -> None:
+async def admitted(house: HouseIn, authorization: Authorization = None) -> None:
     """The server's own token, where it has one."""
     if house.settings.token and not same_secret(bearer(authorization), house.settings.token):
         raise ApiProblem(401, "unauthorized", "this server needs its token: Authorization: Bearer TOKEN")
 
 
-def entry_of(session: Name, house: HouseIn, authorization: Authorization = None) -> Entry:
+async def entry_of(session: Name, house: HouseIn, authorization: Authorization = None) -> Entry:
     return house.registry.find(session, bearer(authorization))
 
 
@@ -86,9 +95,8 @@ async def ready(house: HouseIn) -> JSONResponse:
 @plain.get("/metrics", response_class=Response)
 async def metrics(house: HouseIn) -> Response:
     """For Prometheus."""
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     registry = house.registry
-    text = house.metrics.text(states(registry.entries), registry.keeper.restarts, memory)
+    text = house.metrics.text(states(registry.entries), registry.keeper.restarts, engine_memory())
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -98,11 +106,11 @@ async def capacity(house: HouseIn) -> dict[str, Any]:
     registry = house.registry
     known = registry.keeper.capacity
     if known is None or not registry.keeper.ready:
-        raise ApiProblem(503, "engine_starting", "the engine is starting", retry_after=3)
+        raise ApiProblem(503, "engine_starting", "the engine is starting", retry_after=1)
     info: Any = registry.keeper.client.info
     return {
         "sessions": known.sessions,
-        "active": len(registry.entries),
+        "active": registry.active,
         "chunk_seconds": {str(n): {"p50": t.p50, "p99": t.p99} for n, t in known.chunk_seconds.items()},
         "chunk_budget_seconds": known.budget,
         "draining": registry.draining,
@@ -153,9 +161,9 @@ def _avatar(face: Face) -> dict[str, Any]:
 
 
 @avatars.get("", response_model=bodies.AvatarList, dependencies=[Depends(admitted)])
-async def list_avatars(house: HouseIn) -> dict[str, Any]:
-    """The bundled portraits. Uploads are known to whoever has their id, and are not listed."""
-    return {"avatars": [_avatar(face) for face in house.faces.all() if not face.own]}
+async def list_avatars(request: Request, house: HouseIn) -> dict[str, Any]:
+    """The bundled portraits and this client's uploads. Others' can be used by whoever has their id."""
+    return {"avatars": [_avatar(face) for face in house.faces.seen_by(address_of(request))]}
 
 
 @avatars.get("/{avatar}/picture", response_class=Response, responses=documented(422))
@@ -182,11 +190,11 @@ _PICTURE = {
 )
 async def add_avatar(request: Request, house: HouseIn, crop: Literal["face", "centre"] = "face") -> dict[str, Any]:
     """Upload an own face: a PNG, JPEG or WebP as the body. `crop=centre` takes a picture in which no face is found."""
-    from asyncio import to_thread
-
     data = await read_body(request, house.settings.face_bytes)
     async with house.registry.slow_work:
-        face = await to_thread(house.faces.add, data, request.headers.get("content-type", ""), crop)
+        face = await asyncio.to_thread(
+            house.faces.add, data, request.headers.get("content-type", ""), crop, address_of(request)
+        )
     return _avatar(face)
 
 
@@ -221,7 +229,7 @@ async def read_body(request: Request, most: int) -> bytes:
 )
 async def open_session(wish: bodies.SessionWish, request: Request, house: HouseIn) -> dict[str, Any]:
     """Start a live avatar."""
-    entry = await house.registry.open(wish, request.client.host if request.client else "")
+    entry = await house.registry.open(wish, address_of(request))
     info: Any = house.registry.keeper.client.info
     return {
         "id": entry.id,
@@ -342,23 +350,43 @@ async def events(socket: WebSocket, session: Name, token: Annotated[str, Query(m
 # videos ----------------------------------------------------------------------------------------------
 
 
-def _video(job: Job) -> dict[str, Any]:
-    file = f"/v1/videos/{job.id}/file" if job.status == "done" else None
-    return {"id": job.id, "status": job.status, "message": job.message, "file": file}
+def _video(video: Video) -> dict[str, Any]:
+    file = f"/v1/videos/{video.id}/file" if video.status == "done" else None
+    shown = {"id": video.id, "status": video.status, "progress": video.progress}
+    return {**shown, "message": video.message, "file": file}
+
+
+def _lane(text: str, name: str, rate: int, most_seconds: float) -> NDArray[np.int16]:
+    """Samples of a lane in base64. Slow: not for the event loop. Raises ApiProblem 422."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiProblem(422, "invalid", f"{name} is not base64") from error
+    return decode_audio(data, most_seconds, rate)
 
 
 @videos.post(
     "",
     status_code=202,
     response_model=bodies.VideoStarted,
-    responses=documented(408, 413, 429),
+    responses=documented(408, 413, 429, 503),
     dependencies=[Depends(admitted)],
 )
 async def start_video(wish: bodies.VideoWish, house: HouseIn) -> dict[str, str]:
-    """Render a video offline, marked as AI-generated."""
-    admission = house.registry.admission
-    busy = admission is not None and admission.active >= admission.slots
-    return {"id": house.videos.start(wish, busy=busy).id}
+    """Render a video offline, marked as AI-generated. One at a time, and only while live sessions leave room."""
+    house.videos.check_free()
+    face, most = house.faces.find(wish.avatar), house.settings.video_seconds
+    lanes, seconds = {}, wish.seconds or 0.0
+    for name, text, rate in (("agent", wish.agent_audio, AGENT_RATE), ("user", wish.user_audio, USER_RATE)):
+        if text:
+            async with house.registry.slow_work:
+                lanes[name] = await asyncio.to_thread(_lane, text, f"{name}_audio", rate, most)
+            seconds = seconds if wish.seconds else max(seconds, len(lanes[name]) / rate)
+    if not seconds:
+        raise ApiProblem(422, "invalid", "give agent_audio, user_audio, or seconds of silence")
+    if seconds > most:
+        raise ApiProblem(422, "too_long", f"a video has at most {most:g} s")
+    return {"id": house.videos.start(face.as_png(), lanes, seconds, wish.seed).id}
 
 
 @videos.get("/{video}", response_model=bodies.VideoState)

@@ -13,11 +13,12 @@ import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamavatar.serving.bodies import LANE_CHARACTERS
 from streamavatar.serving.problems import ApiProblem, answer
-from streamavatar.serving.settings import LOOPBACK_NAMES, ServerSettings
+from streamavatar.serving.settings import ServerSettings, is_loopback
 
 TURN_SECONDS = 3600
-_LARGEST_BODY = 70_000_000  # two lanes in base64; the routes' own limits are lower
+_JSON_BYTES = 300_000
 SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "content-security-policy": (
@@ -60,7 +61,7 @@ def ice_servers(settings: ServerSettings, session: str) -> list[dict[str, str]]:
 
 def origin_allowed(origin: str | None, host: str, allowed: Sequence[str]) -> bool:
     """Whether a page of that origin may act here: our own, one that was allowed, or no page at all."""
-    return origin is None or urlsplit(origin).netloc == host or origin in allowed
+    return origin is None or origin.partition("://")[2] == host or origin in allowed
 
 
 class Guard:
@@ -76,15 +77,12 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        refused = self._refused(scope, headers)
-        if refused and scope["type"] == "websocket":
+        refused = self._refused(scope, Headers(scope=scope))
+        if scope["type"] == "websocket":
+            if not refused:
+                return await self.app(scope, receive, send)
             await receive()
             return await send({"type": "websocket.close", "code": 1008, "reason": refused})
-        if refused:
-            return await answer(403, "forbidden", refused)(scope, receive, send)
-        if scope["type"] == "websocket":
-            return await self.app(scope, receive, send)
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -93,17 +91,32 @@ class Guard:
                     outgoing.setdefault(name, value)
             await send(message)
 
-        limit = BodyLimit(receive, _LARGEST_BODY, self.settings.upload_seconds)
-        return await self.app(scope, limit, sent)
+        app = answer(403, "forbidden", refused) if refused else self.app
+        await app(scope, BodyLimit(receive, self._most_bytes(scope["path"]), self.settings.upload_seconds), sent)
+
+    def _most_bytes(self, path: str) -> int:
+        """Of a body; JSON is parsed on the event loop, where it must be short."""
+        if path == "/v1/videos":
+            return 2 * LANE_CHARACTERS + _JSON_BYTES
+        if path == "/v1/avatars":
+            return self.settings.face_bytes
+        return self.settings.audio_bytes if path.endswith("/speech") else _JSON_BYTES
 
     def _refused(self, scope: Scope, headers: Headers) -> str:
         host = headers.get("host", "")
-        name = (urlsplit(f"//{host}").hostname or "") if host.count(":") < 8 else ""
-        if self.settings.on_loopback and name not in LOOPBACK_NAMES:
+        if self.settings.on_loopback and not is_loopback(_name(host)):
             return f"this server answers to localhost, not to {host[:100]!r}"
         acts = scope["type"] == "websocket" or scope["method"] not in SAFE
         if acts and not origin_allowed(headers.get("origin"), host, self.settings.allowed_origins):
             return "pages of other origins may not use this server; start it with --allow-origin to let them"
+        return ""
+
+
+def _name(host: str) -> str:
+    """A Host header without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
         return ""
 
 

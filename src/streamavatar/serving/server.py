@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -33,14 +35,24 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._tell = app, ready
         self._side_tasks: list[asyncio.Task[None]] = []
+        self._hurried = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM lets sessions end; Ctrl-C, or a second signal, does not wait for them.
+
+        Unlike uvicorn's own handler it does not raise the signal again at the end: a server that was told to stop, and
+        did, exits with 0.
+        """
+        self._hurried = self.should_exit or sig == signal.SIGINT
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         self._side_tasks = [asyncio.create_task(self._say_ready()), asyncio.create_task(self._watch_engine())]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if not self.force_exit and self._app.state.failure is None:
-            await self._app.state.house.registry.drain()
+        if self._app.state.failure is None:
+            await self._app.state.house.registry.drain(lambda: not self._hurried)
         for task in self._side_tasks:
             task.cancel()
         await super().shutdown(sockets=sockets)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from streamavatar.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 OUTBOX = 512
+_CLOSE_SECONDS = 5.0
 SPARE = frozenset({"metrics", "audio_buffer.appended"})
 """Events that a slow listener can do without."""
 
@@ -66,9 +67,15 @@ class Outbox:
         return self._events.popleft()
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
-    """One session as the gateway knows it."""
+    """One session as the gateway knows it.
+
+    Attributes:
+        seen: when the client was last heard of, on the loop's clock.
+        feeder: feeds a speech that is longer than the lane.
+        closed: its last event was sent.
+    """
 
     id: str
     token: str = field(repr=False)
@@ -76,9 +83,22 @@ class Entry:
     slot: Slot
     live: LiveSession
     began: float
+    seen: float
     outboxes: set[Outbox] = field(default_factory=set)
     feeder: asyncio.Task[None] | None = None
-    """Feeds a speech that is longer than the lane."""
+    closed: bool = False
+
+    @property
+    def feeding(self) -> bool:
+        return self.feeder is not None and not self.feeder.done()
+
+    def touch(self) -> None:
+        """The client is there."""
+        self.seen = asyncio.get_running_loop().time()
+
+    def event(self, kind: str, **fields: Any) -> Event:
+        """An event of the gateway's own, in the session's time."""
+        return {"type": kind, "time": round(self.live.seconds, 3), **fields}
 
 
 class Registry:
@@ -97,8 +117,9 @@ class Registry:
         self.slow_work = asyncio.Semaphore(2)
         """Decoding and synthesis at a time: they share the machine with the engine."""
         self._entries: dict[str, Entry] = {}
+        self._held: dict[Slot, str] = {}  # whose slots; also of sessions that are being opened
         self._draining = False
-        self._ends: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def entries(self) -> list[Entry]:
@@ -108,6 +129,17 @@ class Registry:
     def draining(self) -> bool:
         return self._draining
 
+    @property
+    def active(self) -> int:
+        """Places that are taken."""
+        return len(self._held)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another session would be let in."""
+        capacity = self.keeper.capacity
+        return not self._draining and self.keeper.ready and capacity is not None and self.active < capacity.sessions
+
     def find(self, name: str, token: str) -> Entry:
         """Raises ApiProblem: 404 for an unknown session, 401 for a wrong token."""
         entry = self._entries.get(name)
@@ -115,6 +147,7 @@ class Registry:
             raise ApiProblem(404, "no_session", "there is no such session, or it is over")
         if not same_secret(token, entry.token):
             raise ApiProblem(401, "unauthorized", "this needs the session's token: Authorization: Bearer TOKEN")
+        entry.touch()
         return entry
 
     async def open(self, wish: SessionWish, address: str) -> Entry:
@@ -124,14 +157,14 @@ class Registry:
             ApiProblem: 404 for an unknown avatar, 429 when full (for all or for this client), 503 while the engine
                 starts or the server drains.
         """
-        face = self.faces.get(wish.avatar or next(face.id for face in self.faces.all()))
+        face = self.faces.find(wish.avatar)
         slot, client = self._admit(address)
         info, name = client.info, secrets.token_urlsafe(12)
         try:
             picture = await asyncio.to_thread(face.picture, info.height, info.width)
             outbound: list[Callable[[Event], None]] = []
             live = LiveSession(
-                client,
+                self.metrics.metered(client),
                 name,
                 picture,
                 seed=wish.seed,
@@ -143,21 +176,26 @@ class Registry:
                 on_event=lambda event: outbound[0](event) if outbound else None,
                 phase=slot.phase if self.admission and self.admission.slots > 1 else None,
             )
-            entry = Entry(name, secrets.token_urlsafe(24), address, slot, live, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            entry = Entry(name, secrets.token_urlsafe(24), address, slot, live, began=now, seen=now)
             outbound.append(lambda event: self._event(entry, event))
             await live.start()
+            entry.touch()
         except EngineDied as error:
             self._release(slot)
             self.metrics.rejected.labels("engine").inc()
-            raise ApiProblem(503, "engine_starting", f"{error}", retry_after=2) from error
+            raise ApiProblem(503, "engine_starting", str(error), retry_after=1) from error
         except BaseException:
             self._release(slot)
             raise
         self._entries[name] = entry
-        task = asyncio.create_task(self._end(entry), name=f"end of {name}")
-        self._ends.add(task)
-        task.add_done_callback(self._ends.discard)
+        self._spawn(self._end(entry))
         return entry
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _admit(self, address: str) -> tuple[Slot, EngineLike]:
         if self._draining:
@@ -165,11 +203,11 @@ class Registry:
             raise ApiProblem(503, "draining", "the server is going down: no new sessions", retry_after=30)
         if not self.keeper.ready or self.keeper.capacity is None:
             self.metrics.rejected.labels("engine").inc()
-            raise ApiProblem(503, "engine_starting", "the engine is starting", retry_after=3)
+            raise ApiProblem(503, "engine_starting", "the engine is starting", retry_after=1)
         client = self.keeper.client
         if self.admission is None:
             self.admission = Admission(self.keeper.capacity.sessions, client.info.chunk_frames / client.info.fps)
-        if sum(entry.address == address for entry in self._entries.values()) >= self.settings.sessions_per_client:
+        if sum(held == address for held in self._held.values()) >= self.settings.sessions_per_client:
             self.metrics.rejected.labels("client").inc()
             raise ApiProblem(429, "too_many_sessions", "this client has all the sessions it may have", retry_after=10)
         slot = self.admission.admit()
@@ -178,9 +216,11 @@ class Registry:
             raise ApiProblem(
                 429, "full", f"all {self.admission.slots} places are taken", retry_after=self.admission.retry_after
             )
+        self._held[slot] = address
         return slot, client
 
     def _release(self, slot: Slot) -> None:
+        self._held.pop(slot, None)
         if self.admission is not None:
             self.admission.release(slot)
 
@@ -189,6 +229,8 @@ class Registry:
             self.metrics.session(entry.id, event)
         if event["type"] == "audio_buffer.cleared" and entry.feeder is not None:
             entry.feeder.cancel()
+        if event["type"] == "session.state_updated" and event["state"] == "closed":
+            entry.closed = True
         for outbox in entry.outboxes:
             outbox.put(event)
 
@@ -211,35 +253,42 @@ class Registry:
             now = asyncio.get_running_loop().time()
             for entry in self.entries:
                 live = entry.live
+                if entry.closed:
+                    continue
+                if live.connected:  # `live.last_seen` would count a long speech that we feed ourselves
+                    entry.seen = now
                 if now - entry.began > 60 * self.settings.max_minutes:
-                    await live.close("The session's time is over.")
-                elif not live.connected and now - live.last_seen > self.settings.grace_seconds:
-                    await live.close("The client has gone.")
+                    self._spawn(live.close("The session's time is over."))
+                elif now - entry.seen > self.settings.grace_seconds:
+                    self._spawn(live.close("The client has gone."))
 
     async def close_all(self, reason: str) -> None:
-        await asyncio.gather(*(entry.live.close(reason) for entry in self.entries))
+        closing = [asyncio.create_task(entry.live.close(reason)) for entry in self.entries]
+        if closing:
+            await asyncio.wait(closing, timeout=_CLOSE_SECONDS)
 
     def stop_admission(self) -> None:
         """No new sessions from now on; those there are hear of it."""
         self._draining = True
         for entry in self.entries:
-            self._event(
-                entry,
-                {
-                    "type": "error",
-                    "time": round(entry.live.seconds, 3),
-                    "code": "draining",
-                    "message": "The server is going down; this session will end soon.",
-                    "retryable": True,
-                },
-            )
+            self._warn(entry, "draining", "the server is going down: this session will end soon")
 
-    async def drain(self) -> None:
-        """Wait for the sessions to end by themselves, for as long as the settings say; then end them."""
+    async def engine_died(self) -> None:
+        """End all sessions: their state went with the engine. Does not wait, since the next engine waits for this."""
+        for entry in self.entries:
+            self._warn(entry, "engine_died", "the engine stopped: a new session works again in a few seconds")
+            self._spawn(entry.live.close("The engine stopped. A new session works again in a few seconds."))
+
+    def _warn(self, entry: Entry, code: str, message: str) -> None:
+        if not entry.closed:
+            self._event(entry, entry.event("error", code=code, message=message, retryable=True))
+
+    async def drain(self, patient: Callable[[], bool]) -> None:
+        """Wait for the sessions to end by themselves, for as long as the settings say and `patient` does; end them."""
         self.stop_admission()
         loop = asyncio.get_running_loop()
         end = loop.time() + self.settings.drain_seconds
-        while self._entries and loop.time() < end:
+        while self._held and loop.time() < end and patient():
             await asyncio.sleep(0.1)
         await self.close_all("The server went down.")
 

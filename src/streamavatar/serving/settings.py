@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Literal
 
 from streamavatar.errors import UserError
 from streamavatar.serving.engine_process import EngineSettings
+from streamavatar.serving.speech import VoiceName
 
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address means this machine alone."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class ServerSettings:
         engine: what makes the chunks.
         token: what clients show to open sessions and to upload; needed beyond loopback.
         allowed_origins: web pages of other origins that may use the server; none by default.
-        voice: of text to speech, see `speech.Synthesizer`.
+        voice: of text to speech, the best one installed by default.
         turn_url, turn_secret: TURN server and the secret it shares with us, for time-limited credentials.
         stun_url: STUN server, if the clients need one.
         sessions_per_client: at a time, by address.
@@ -34,6 +40,7 @@ class ServerSettings:
         upload_seconds: within which a request's body must arrive.
         text_characters: longest text to speak at once.
         video_seconds: longest offline video.
+        video_keep_seconds: how long a finished one can be fetched.
     """
 
     host: str = "127.0.0.1"
@@ -41,7 +48,7 @@ class ServerSettings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     token: str = field(default="", repr=False)
     allowed_origins: tuple[str, ...] = ()
-    voice: Literal["auto", "espeak", "flite"] = "auto"
+    voice: VoiceName = "auto"
     turn_url: str = ""
     turn_secret: str = field(default="", repr=False)
     stun_url: str = ""
@@ -56,6 +63,7 @@ class ServerSettings:
     upload_seconds: float = 30.0
     text_characters: int = 2000
     video_seconds: float = 300.0
+    video_keep_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         if not self.on_loopback and not self.token:
@@ -67,9 +75,4 @@ class ServerSettings:
 
     @property
     def on_loopback(self) -> bool:
-        if self.host in LOOPBACK_NAMES:
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)

@@ -1,139 +1,141 @@
-"""Offline videos: `streamavatar render` in a process of its own, politely, one at a time."""
+"""Offline videos: one at a time, in a process that waits whenever live sessions need the machine.
+
+The worker runs at the lowest priority and is halted while no further session would find room. A video lies in a private
+folder and is deleted some time after it is done.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import logging
+import json
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from streamavatar.serving.bodies import VideoWish
-from streamavatar.serving.faces import Faces
+import numpy as np
+from numpy.typing import NDArray
+
+from streamavatar.serving.engine_process import EngineSettings
 from streamavatar.serving.problems import ApiProblem
-from streamavatar.serving.settings import ServerSettings
+from streamavatar.serving.video_worker import VIDEO
 
-logger = logging.getLogger(__name__)
-KEPT_SECONDS = 600.0
-_NICE = 10
+_LOOK_SECONDS = 0.5
+Status = Literal["working", "waiting", "done", "failed"]
 
 
-@dataclass
-class Job:
-    """One video; its folder is private and goes when the job is forgotten."""
+@dataclass(eq=False)
+class Video:
+    """One job; times on the loop's clock."""
 
     id: str
     folder: Path
-    status: Literal["working", "done", "failed"] = "working"
+    status: Status = "working"
+    progress: float = 0.0
     message: str = ""
+    ended: float = 0.0
 
     @property
     def file(self) -> Path:
-        return self.folder / "video.mp4"
+        return self.folder / VIDEO
 
 
 class Videos:
-    """Starts and keeps the jobs of one server."""
+    """See the module's docstring.
 
-    def __init__(self, settings: ServerSettings, faces: Faces) -> None:
-        self._settings, self._faces = settings, faces
-        self._jobs: dict[str, Job] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+    Args:
+        engine: what renders.
+        keep_seconds: how long a finished video can be fetched.
+        has_room: whether the live sessions leave room.
+    """
 
-    def get(self, name: str) -> Job:
+    def __init__(self, engine: EngineSettings, keep_seconds: float, has_room: Callable[[], bool]) -> None:
+        self._engine, self._keep_seconds, self._has_room = engine, keep_seconds, has_room
+        self._videos: dict[str, Video] = {}
+        self._work: asyncio.Task[None] | None = None
+
+    def get(self, name: str) -> Video:
         """Raises ApiProblem 404."""
-        if name not in self._jobs:
-            raise ApiProblem(404, "no_video", "there is no such video, or it was deleted after a while")
-        return self._jobs[name]
+        self._forget_old()
+        if name not in self._videos:
+            raise ApiProblem(404, "no_video", "there is no such video, or its time is over")
+        return self._videos[name]
 
-    def start(self, wish: VideoWish, *, busy: bool) -> Job:
-        """Begin a job.
+    def check_free(self) -> None:
+        """Raise ApiProblem 429 while another video is made, 503 while the live sessions need the machine."""
+        if self._work is not None and not self._work.done():
+            raise ApiProblem(429, "busy", "another video is being made", retry_after=10)
+        if not self._has_room():
+            raise ApiProblem(503, "no_room", "the live sessions need the machine", retry_after=30)
 
-        Args:
-            busy: whether live sessions need the machine.
-
-        Raises:
-            ApiProblem: 422 for bad lanes, 404 for an unknown avatar, 429 while another job or live sessions run.
-        """
-        lanes = {"agent": _bytes(wish.agent_audio, "agent_audio"), "user": _bytes(wish.user_audio, "user_audio")}
-        if not any(lanes.values()) and wish.seconds is None:
-            raise ApiProblem(422, "invalid", "give agent_audio, user_audio, or seconds of silence")
-        if (wish.seconds or 0) > self._settings.video_seconds:
-            raise ApiProblem(422, "too_long", f"a video has at most {self._settings.video_seconds:g} s")
-        face = self._faces.get(wish.avatar or next(face.id for face in self._faces.all()))
-        if busy or any(job.status == "working" for job in self._jobs.values()):
-            raise ApiProblem(429, "busy", "the machine is busy with other sessions or a video", retry_after=10)
-        job = Job(secrets.token_urlsafe(12), Path(tempfile.mkdtemp(prefix="streamavatar-video-")))
-        (job.folder / "picture.png").write_bytes(face.as_png())
-        command = ["--image", str(job.folder / "picture.png"), "--seed", str(wish.seed), "-o", str(job.file)]
-        for name, data in lanes.items():
-            if data:
-                (job.folder / name).write_bytes(data)
-                command += [f"--{name}-audio", str(job.folder / name)]
-        command += ["--seconds", str(wish.seconds)] if wish.seconds else []
-        engine = self._settings.engine
-        command += ["--model", str(engine.model)] if engine.model else []
-        command += ["--device", engine.device, "--precision", engine.precision]
-        self._jobs[job.id] = job
-        task = asyncio.create_task(self._work(job, command), name=f"video {job.id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return job
+    def start(self, png: bytes, lanes: Mapping[str, NDArray[np.int16]], seconds: float, seed: int) -> Video:
+        """Begin a video of a picture and lanes (int16 at the lanes' rates). Raises ApiProblem as `check_free`."""
+        self.check_free()
+        self._forget_old()
+        folder = Path(tempfile.mkdtemp(prefix="streamavatar-video-"))
+        (folder / "portrait.png").write_bytes(png)
+        for name, samples in lanes.items():
+            np.save(folder / f"{name}.npy", samples)
+        job = {**asdict(self._engine), "seconds": seconds, "seed": seed, "threads": self._engine.threads or 1}
+        (folder / "job.json").write_text(json.dumps(job, default=str), encoding="utf-8")
+        video = Video(secrets.token_urlsafe(12), folder)
+        self._videos[video.id] = video
+        self._work = asyncio.create_task(self._make(video), name=f"video {video.id}")
+        return video
 
     async def close(self) -> None:
-        """Stop what runs and delete everything."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for name in list(self._jobs):
-            self._forget(name)
+        """Stop and delete everything."""
+        if self._work is not None:
+            self._work.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._work
+        for video in self._videos.values():
+            shutil.rmtree(video.folder, ignore_errors=True)
+        self._videos.clear()
 
-    async def _work(self, job: Job, command: list[str]) -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "streamavatar.cli",
-            "render",
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            preexec_fn=lambda: os.nice(_NICE),
-        )
+    def _forget_old(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for video in list(self._videos.values()):
+            if video.ended and now - video.ended > self._keep_seconds:
+                shutil.rmtree(video.folder, ignore_errors=True)
+                del self._videos[video.id]
+
+    async def _make(self, video: Video) -> None:
+        command = [sys.executable, "-m", "streamavatar.serving.video_worker", str(video.folder)]
+        if nice := shutil.which("nice"):
+            command = [nice, "-n", "19", *command]
+        pipe = asyncio.subprocess.PIPE
+        worker = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        waits = asyncio.create_task(self._give_way(video, worker.pid))
         try:
-            limit = 20 * self._settings.video_seconds
-            _, errors = await asyncio.wait_for(process.communicate(), limit)
-        except BaseException:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            job.status, job.message = "failed", "it was stopped"
-            raise
-        if process.returncode == 0 and job.file.exists():
-            job.status = "done"
-        else:
-            lines = errors.decode(errors="replace").strip().splitlines()
-            said = next((line for line in reversed(lines) if line.startswith("error: ")), "error: it failed")
-            job.status = "failed"
-            job.message = said.removeprefix("error: ").replace(f"{job.folder}/", "")
-        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, job.id)
+            errors = asyncio.create_task(worker.stderr.read())
+            async for line in worker.stdout:
+                video.progress = float(line)
+            lines = (await errors).decode(errors="replace").strip().splitlines()
+            failed = await worker.wait() != 0
+            video.message = (lines[-1] if lines else "the worker was stopped") if failed else ""
+            video.status = "failed" if failed else "done"
+        finally:
+            waits.cancel()
+            if worker.returncode is None:
+                worker.kill()
+                await worker.wait()
+            video.ended = asyncio.get_running_loop().time()
 
-    def _forget(self, name: str) -> None:
-        job = self._jobs.pop(name, None)
-        if job is not None:
-            shutil.rmtree(job.folder, ignore_errors=True)
-
-
-def _bytes(text: str | None, name: str) -> bytes:
-    try:
-        return base64.b64decode(text or "", validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiProblem(422, "invalid", f"{name} is not base64") from error
+    async def _give_way(self, video: Video, worker: int) -> None:
+        """Halt the worker while there is no room, and let it go on afterwards."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            room = self._has_room()
+            if room == (video.status == "waiting"):
+                os.kill(worker, signal.SIGCONT if room else signal.SIGSTOP)
+                video.status = "working" if room else "waiting"

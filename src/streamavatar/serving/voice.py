@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from streamavatar.errors import UserError
 from streamavatar.media import read_audio
+from streamavatar.media.files import open_container
 from streamavatar.serving.engine_process import AGENT_RATE
 from streamavatar.serving.live_session import LaneFull
 from streamavatar.serving.problems import ApiProblem
@@ -28,6 +30,7 @@ async def say(registry: Registry, entry: Entry, text: str, voice: str | None) ->
         ApiProblem: 501 without a synthesiser, 422 for a text that cannot be spoken, 429 when the lane is full.
     """
     settings = registry.settings
+    check_free(entry)
     if len(text) > settings.text_characters:
         raise ApiProblem(422, "too_long", f"a text has at most {settings.text_characters} characters")
     if not synthesizers():
@@ -46,9 +49,16 @@ async def play(registry: Registry, entry: Entry, data: bytes) -> tuple[int, floa
     Raises:
         ApiProblem: 422 for what is no audio or too long, 429 when the lane is full.
     """
+    check_free(entry)
     async with registry.slow_work:
         samples = await asyncio.to_thread(decode_audio, data, registry.settings.audio_seconds)
     return queue(entry, samples, AGENT_RATE)
+
+
+def check_free(entry: Entry) -> None:
+    """Raise ApiProblem 409 while a long speech is being fed: another one would end up inside it."""
+    if entry.feeding:
+        raise ApiProblem(409, "busy", "a long speech is still being played: interrupt it, or send this one later")
 
 
 def queue(entry: Entry, samples: NDArray[np.int16], rate: int) -> tuple[int, float]:
@@ -57,8 +67,7 @@ def queue(entry: Entry, samples: NDArray[np.int16], rate: int) -> tuple[int, flo
     Raises:
         ApiProblem: 409 while another long speech is being fed, 422 for a rate that the lane does not take.
     """
-    if entry.feeder is not None and not entry.feeder.done():
-        raise ApiProblem(409, "busy", "a long speech is still being played: interrupt it, or send this one later")
+    check_free(entry)
     pieces = [samples[i : i + rate] for i in range(0, len(samples), rate)]
     try:
         left = _fill(entry, pieces, rate)
@@ -94,8 +103,8 @@ async def _feed(entry: Entry, pieces: list[NDArray[np.int16]], rate: int) -> Non
     entry.live.end_agent()
 
 
-def decode_audio(data: bytes, most_seconds: float) -> NDArray[np.int16]:
-    """Any audio file's bytes to int16 mono at the agent's rate. Slow: not for the event loop.
+def decode_audio(data: bytes, most_seconds: float, rate: int = AGENT_RATE) -> NDArray[np.int16]:
+    """Any audio file's bytes to int16 mono [S]. Slow: not for the event loop.
 
     Raises:
         ApiProblem: 422.
@@ -106,9 +115,24 @@ def decode_audio(data: bytes, most_seconds: float) -> NDArray[np.int16]:
         path = Path(folder) / "upload"
         path.write_bytes(data)
         try:
-            audio = read_audio(path, AGENT_RATE)
+            if is_longer(path, most_seconds):
+                raise ApiProblem(422, "too_long", f"the recording is longer than {most_seconds:g} s")
+            audio = read_audio(path, rate)
         except UserError as error:
             raise ApiProblem(422, "bad_audio", str(error).replace(str(path), "the upload")) from error
-    if audio.seconds > most_seconds:
-        raise ApiProblem(422, "too_long", f"the recording is longer than {most_seconds:g} s")
     return np.asarray(np.clip(np.round(audio.samples * 32767), -32768, 32767), np.int16)
+
+
+def is_longer(path: Path, seconds: float) -> bool:
+    """Whether a recording lasts longer, without keeping it: a small file can hold days of silence, or claim gaps."""
+    with open_container(path, "audio") as container:
+        if not container.streams.audio:
+            return False
+        length, first = 0.0, None
+        with suppress(OSError, ValueError):  # damaged: whoever reads it says so in words
+            for frame in container.decode(audio=0):
+                first = frame.time if first is None else first
+                length += frame.samples / frame.sample_rate
+                if max(length, (frame.time or 0.0) - (first or 0.0)) > seconds:
+                    return True
+    return False

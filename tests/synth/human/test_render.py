@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,12 +215,28 @@ def _in_worker(kind: Kind) -> Pixels:
         return made.render(who, motion(who, [0.0, 0.7]), scene())
 
 
-def test_same_bytes_in_another_renderer_and_another_process(renderer: Renderer) -> None:
+WORKER = """
+import sys
+from pathlib import Path
+from importlib.util import module_from_spec, spec_from_file_location
+
+import numpy as np
+
+spec = spec_from_file_location("test_render", sys.argv[1])
+tests = module_from_spec(spec)
+sys.modules["test_render"] = tests
+spec.loader.exec_module(tests)
+np.save(sys.argv[2], tests._in_worker("skin"))
+"""
+
+
+def test_same_bytes_in_another_renderer_and_another_process(renderer: Renderer, tmp_path: Path) -> None:
     here = _in_worker("skin")
     who = figure(square(kind="skin"))
     np.testing.assert_array_equal(renderer.render(who, motion(who, [0.0, 0.7]), scene()), here)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        np.testing.assert_array_equal(pool.apply(_in_worker, ("skin",)), here)
+    out = tmp_path / "there.npy"
+    subprocess.run([sys.executable, "-c", WORKER, __file__, str(out)], timeout=120, check=True)
+    np.testing.assert_array_equal(np.load(out), here)
 
 
 def test_two_renderers_take_turns(renderer: Renderer) -> None:
