@@ -8,6 +8,7 @@ DEFAULT := src/streamavatar/assets/models/puppets-128
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 PLAIN := $(VENV)/.installed
+LIVE := $(VENV)/.installed-live
 DEV := $(VENV)/.installed-dev
 
 # apt-get install for root or passwordless sudo; fails quietly where neither is at hand.
@@ -17,7 +18,7 @@ APT := sh -c 'command -v apt-get >/dev/null || exit 1; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" >/dev/null' apt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test test-slow lint bench model clean
+.PHONY: help setup system browser demo live test test-slow lint bench model clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -25,9 +26,21 @@ help: ## list the targets
 
 setup: system $(DEV) ## make .venv with the package and its development tools
 
-system: ## install flite, the speech synthesiser, where apt-get allows it
+system: ## install flite and espeak-ng (speech) and Mesa's EGL (rendered people) where apt-get allows it
 	@command -v flite >/dev/null || { echo "installing flite"; $(APT) flite; } \
 	|| echo "flite is missing and cannot be installed here: tests and training on synthetic speech are skipped"
+	@ldconfig -p | grep -q libespeak-ng.so.1 || { echo "installing espeak-ng"; $(APT) espeak-ng; } \
+	|| echo "espeak-ng is missing and cannot be installed here: dialogues have fewer voices"
+	@ldconfig -p | grep -q libEGL.so.1 && ldconfig -p | grep -q libGL.so.1 && ls /usr/lib/*/dri/swrast_dri.so >/dev/null 2>&1 \
+	|| { echo "installing Mesa"; $(APT) libegl1 libgl1 libgl1-mesa-dri; } \
+	|| echo "EGL is missing and cannot be installed here: people cannot be rendered"
+
+browser: ## install Chromium for the tests of the live page where apt-get allows it
+	@command -v chromium >/dev/null || { echo "installing chromium"; $(APT) chromium; } \
+	|| echo "Chromium is missing and cannot be installed here: tests of the page are skipped"
+
+live: $(LIVE) ## start the live server; open http://127.0.0.1:8080/
+	$(BIN)/streamavatar live
 
 demo: $(PLAIN) ## render the bundled avatar and dialogue to demo.mp4
 	$(BIN)/streamavatar demo
@@ -66,6 +79,11 @@ $(PLAIN): pyproject.toml | $(BIN)/python
 	@echo "installing torch and streamavatar into $(VENV) (minutes, once)"
 	@$(PIP) "$(TORCH)"
 	@$(PIP) -e .
+	@touch $@
+
+$(LIVE): $(PLAIN)
+	@echo "installing the live server into $(VENV)"
+	@$(PIP) -e ".[live,tts]"
 	@touch $@
 
 $(DEV): $(PLAIN)

@@ -33,6 +33,9 @@ def synth(
     identities: Annotated[
         int | None, typer.Option(min=2, help="How many different people; two new ones per dialogue if left out.")
     ] = None,
+    voices: Annotated[
+        str, typer.Option(help="Comma-separated, such as slt,espeak:en-us; all that are installed if left out.")
+    ] = "",
 ) -> None:
     """Render synthetic conversations into tar shards: video, both lanes, and the truth of every frame."""
     if size % 2:
@@ -43,7 +46,7 @@ def synth(
     try:
         from streamavatar.data.produce import produce
 
-        source = _source(people, assets, seed, size, seconds_per_clip, framing, identities)
+        source = _source(people, assets, seed, size, seconds_per_clip, framing, identities, voices)
         with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console()) as progress:
             task = progress.add_task("clips", total=None, text="starting")
 
@@ -61,12 +64,14 @@ def synth(
 
 def _source(
     people: str, assets: Path | None, seed: int, size: int, seconds: float, framing: Literal["bust", "half"],
-    identities: int | None,
+    identities: int | None, voices: str,
 ) -> ClipSource:  # fmt: skip
     from streamavatar.synth.performance import FPS
     from streamavatar.synth.source import People, Puppets
+    from streamavatar.synth.voices import available_voices
 
     frames = round(seconds * FPS)
+    speakers = tuple(v for v in voices.split(",") if v) or available_voices()
     if people == "puppets" or assets is None:
-        return Puppets(seed, size, frames, identities)
-    return People(assets, seed, size, frames, framing, identities)
+        return Puppets(seed, size, frames, identities, voices=speakers)
+    return People(assets, seed, size, frames, framing, identities, voices=speakers)

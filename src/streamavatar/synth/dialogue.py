@@ -6,15 +6,19 @@ backchannels, a bit of overlap and idle time, with half of the speech in each la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from streamavatar.synth.scripts import Scripts
+from streamavatar.errors import UserError
+from streamavatar.synth.acoustics import Acoustics
+from streamavatar.synth.align import AlignError
+from streamavatar.synth.scripts import EVERYDAY, Grammar, Scripts
 from streamavatar.synth.speech import PAUSE, SAMPLE_RATE, VOICES, Phone, Samples, Utterance, synthesize
+from streamavatar.synth.voices import split
 
 MAX_TURN = 8.0  # seconds
 
@@ -30,15 +34,30 @@ class Line:
 
 @dataclass(frozen=True)
 class Lane:
-    """One speaker: float32 16 kHz samples [S] and the spoken phones (no pauses) in seconds on that clock."""
+    """One speaker on a clock of its own.
+
+    Attributes:
+        samples: float32 16 kHz [S], as the microphone hears it.
+        phones: what is spoken (no pauses), in seconds.
+        lines: the sentences, where they are known.
+        backchannels: seconds at which a backchannel ("mm hmm") begins.
+        clean: the samples before room and microphone, where these were added; behaviour follows them.
+    """
 
     samples: Samples
     phones: tuple[Phone, ...]
     lines: tuple[Line, ...] = ()
+    backchannels: tuple[float, ...] = ()
+    clean: Samples | None = None
 
     @property
     def seconds(self) -> float:
         return len(self.samples) / SAMPLE_RATE
+
+    @property
+    def voice(self) -> Samples:
+        """What the person says, without what the room adds."""
+        return self.samples if self.clean is None else self.clean
 
     def cut(self, first: int, count: int) -> Samples:
         """`count` samples from sample `first` on, zeros where the lane has none."""
@@ -70,7 +89,8 @@ class Speaker:
     rate: float
 
 
-Speak = Callable[[str, Speaker], Utterance]
+Speak = Callable[[str, Speaker], Utterance | None]
+"""None where a sentence cannot be spoken with phone times; it is left out then."""
 
 
 @dataclass
@@ -80,9 +100,10 @@ class _Track:
     samples: Samples
     phones: list[Phone] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
+    backchannels: list[float] = field(default_factory=list)
     busy: float = 0.0  # seconds until which this lane speaks
 
-    def place(self, utterance: Utterance, at: float) -> float:
+    def place(self, utterance: Utterance, at: float, backchannel: bool = False) -> float:
         """Mix the utterance in at `at` seconds; returns where it ends. The tail beyond the lane is cut."""
         first = round(at * SAMPLE_RATE)
         count = min(len(utterance.samples), len(self.samples) - first)
@@ -93,31 +114,48 @@ class _Track:
             spoken = (p.moved(shift) for p in utterance.phones if p.name != PAUSE)
             self.phones.extend(Phone(p.name, p.start, min(p.end, limit)) for p in spoken if p.start < limit)
             self.lines.append(Line(utterance.text, at, min(limit, at + utterance.seconds)))
+            self.backchannels.extend([at] if backchannel else [])
         self.busy = at + utterance.seconds
         return self.busy
 
-    def lane(self, gain_db: float, noise: Samples) -> Lane:
-        samples = self.samples * 10.0 ** (gain_db / 20.0) + noise
-        return Lane(np.clip(samples, -1, 1).astype(np.float32), tuple(self.phones), tuple(self.lines))
+    def lane(self, gain_db: float, noise: Samples, acoustics: Acoustics | None = None) -> Lane:
+        samples = np.clip(self.samples * 10.0 ** (gain_db / 20.0) + noise, -1, 1).astype(np.float32)
+        heard, clean = (samples, None) if acoustics is None else (acoustics.apply(samples), samples)
+        return Lane(heard, tuple(self.phones), tuple(self.lines), tuple(self.backchannels), clean)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _spoken(text: str, voice: str, pitch: float, rate: float, cache_dir: Path | None) -> Utterance:
     return synthesize(text, voice, pitch=pitch, rate=rate, cache_dir=cache_dir)
 
 
-def make_dialogue(seed: int, seconds: float, *, cache_dir: Path | None = None) -> Dialogue:
-    """A spoken conversation of `seconds` s; needs flite (about one second of CPU per minute).
+def make_dialogue(
+    seed: int, seconds: float, *, cache_dir: Path | None = None, voices: Sequence[str] = VOICES,
+    grammar: Grammar = EVERYDAY, acoustics: bool = False,
+) -> Dialogue:  # fmt: skip
+    """A spoken conversation of `seconds` s, a function of its arguments; about a second of CPU per minute with flite.
+
+    Args:
+        seed: chooses speakers, sentences, pauses and rooms.
+        seconds: length of both lanes.
+        cache_dir: where spoken sentences are kept.
+        voices: at least two, see `voices.available_voices`; every synthesiser among them speaks equally often.
+        grammar: what is talked about; `topics.WIDE` hardly ever repeats a sentence.
+        acoustics: put each speaker into a room with a microphone of its own.
 
     Raises:
-        UserError: flite is missing.
+        UserError: a voice is unknown or its synthesiser is missing.
     """
     rng = np.random.default_rng((seed, 0xD1A))
+    speakers = _two_speakers(rng, voices)
 
-    def speak(text: str, speaker: Speaker) -> Utterance:
-        return _spoken(text, speaker.voice, speaker.pitch, speaker.rate, cache_dir)
+    def speak(text: str, speaker: Speaker) -> Utterance | None:
+        try:
+            return _spoken(text, speaker.voice, speaker.pitch, speaker.rate, cache_dir)
+        except AlignError:
+            return None
 
-    return _converse(rng, seconds, _two_speakers(rng), speak)
+    return _converse(rng, seconds, speakers, speak, grammar, acoustics)
 
 
 def tone_dialogue(seed: int, seconds: float) -> Dialogue:
@@ -145,28 +183,56 @@ def scripted_dialogue(
     return Dialogue(tracks["agent"].lane(0.0, quiet), tracks["user"].lane(0.0, quiet))
 
 
-def _two_speakers(rng: np.random.Generator) -> tuple[Speaker, Speaker]:
+def _two_speakers(rng: np.random.Generator, voices: Sequence[str] = VOICES) -> tuple[Speaker, Speaker]:
     """Two different voices, each with its own pitch and speed."""
-    voices = rng.permutation(len(VOICES))[:2]
+    if len({split(voice) for voice in voices}) < 2:
+        raise UserError("a dialogue needs two different voices: name two or more")
 
-    def speaker(index: int) -> Speaker:
+    def speaker(voice: str) -> Speaker:
         pitch = float(np.round(rng.uniform(0.86, 1.22), 3))
-        return Speaker(VOICES[index], pitch, float(np.round(rng.uniform(0.9, 1.15), 3)))
+        return Speaker(voice, pitch, float(np.round(rng.uniform(0.9, 1.15), 3)))
 
-    return speaker(int(voices[0])), speaker(int(voices[1]))
+    first, second = _two_voices(rng, voices)
+    return speaker(first), speaker(second)
 
 
-def _converse(rng: np.random.Generator, seconds: float, speakers: tuple[Speaker, Speaker], speak: Speak) -> Dialogue:
+def _two_voices(rng: np.random.Generator, voices: Sequence[str]) -> tuple[str, str]:
+    """Synthesisers equally often, however many voices each has."""
+    engines: dict[str, list[str]] = {}
+    for (engine, _), voice in {split(voice): voice for voice in voices}.items():
+        engines.setdefault(engine, []).append(voice)
+    if len(engines) == 1:
+        (names,) = engines.values()
+        one, other = rng.permutation(len(names))[:2]
+        return names[one], names[other]
+    groups = list(engines.values())
+
+    def draw() -> str:
+        names = groups[int(rng.integers(len(groups)))]
+        return names[int(rng.integers(len(names)))]
+
+    first = second = draw()
+    while second == first:
+        second = draw()
+    return first, second
+
+
+def _converse(
+    rng: np.random.Generator, seconds: float, speakers: tuple[Speaker, Speaker], speak: Speak,
+    grammar: Grammar = EVERYDAY, acoustics: bool = False,
+) -> Dialogue:  # fmt: skip
     """Turns until the clock runs out: 0 is the agent, 1 the user."""
     count = round(seconds * SAMPLE_RATE)
     tracks = (_Track(np.zeros(count, np.float32)), _Track(np.zeros(count, np.float32)))
-    scripts = Scripts(rng)
+    scripts = Scripts(rng, grammar)
     who = int(rng.integers(2))
     clock = float(rng.uniform(0.3, 1.0))
     while clock < seconds:
         start = clock
         for text in scripts.turn():
             utterance = speak(text, speakers[who])
+            if utterance is None:
+                continue
             if clock > start and clock - start + utterance.seconds > MAX_TURN:
                 break
             clock = tracks[who].place(utterance, max(clock, tracks[who].busy)) + float(rng.uniform(0.1, 0.4))
@@ -174,14 +240,18 @@ def _converse(rng: np.random.Generator, seconds: float, speakers: tuple[Speaker,
             other = 1 - who
             at = start + float(rng.uniform(0.45, 0.8)) * (clock - start)
             if tracks[other].busy < at - 0.3:
-                tracks[other].place(speak(scripts.backchannel(), speakers[other]), at)
+                reply = speak(scripts.backchannel(), speakers[other])
+                if reply is not None:
+                    tracks[other].place(reply, at, backchannel=True)
         clock += _pause(rng)
         who = who if rng.random() < 0.12 else 1 - who
         clock = max(clock, tracks[who].busy + 0.2)
     lanes = []
     for track in tracks:
         noise = rng.standard_normal(count).astype(np.float32) * np.float32(10.0 ** rng.uniform(-4.2, -3.0))
-        lanes.append(track.lane(float(rng.uniform(-10, 3)), noise))
+        gain = float(rng.uniform(-10, 3))
+        # The microphone sets its own level.
+        lanes.append(track.lane(0.0, noise, Acoustics.random(rng)) if acoustics else track.lane(gain, noise))
     return Dialogue(lanes[0], lanes[1])
 
 

@@ -111,10 +111,10 @@ def perform(dialogue: Dialogue, seed: int, frames: int, start: int = 0) -> Perfo
 
 
 def loudness(lane: Lane) -> NDArray[np.float64]:
-    """Level in dB per 10 ms of the lane, over the 30 ms that end there (causal)."""
+    """Level in dB per 10 ms of the lane without its room, over the 30 ms that end there (causal)."""
     hop = SAMPLE_RATE // 100
-    count = len(lane.samples) // hop
-    power = (lane.samples[: count * hop].astype(np.float64).reshape(count, hop) ** 2).mean(axis=1)
+    count = len(lane.voice) // hop
+    power = (lane.voice[: count * hop].astype(np.float64).reshape(count, hop) ** 2).mean(axis=1)
     summed = np.cumsum(np.concatenate([np.zeros(3), power]))
     return 10 * np.log10(np.maximum(summed[3:] - summed[:-3], 0) / 3 + 1e-9)
 
@@ -249,8 +249,12 @@ def _head(
     nodding = np.zeros(frames)
     for time in nods:
         _add(nodding, time, _bump(0.6, 0.85))
+    own = np.zeros(frames)
+    for time in dialogue.agent.backchannels:
+        _add(own, time, _bump(0.6, 0.85))
     # While the agent talks its own prosody leads: a nod at the end of an overlap would look like a beat.
-    pitch += 5.0 * np.clip(nodding, 0, 1) * (1.0 - 0.8 * talking)
+    # A backchannel of its own is said with a nod.
+    pitch += 5.0 * np.maximum(np.clip(nodding, 0, 1) * (1.0 - 0.8 * talking), np.clip(own, 0, 1))
     return np.stack([yaw, pitch, roll], axis=1)
 
 

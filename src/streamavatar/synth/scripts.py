@@ -219,36 +219,88 @@ BACKCHANNELS = ("mm hmm", "right", "I see", "yeah", "okay", "oh", "sure", "uh hu
 
 
 @dataclass(frozen=True)
+class Topic:
+    """Templates of sentences that belong together."""
+
+    name: str
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    statements: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Slots, which may hold slots; topics; reactions that fit all of them; backchannels, which do repeat."""
+
+    slots: dict[str, tuple[str, ...]]
+    topics: tuple[Topic, ...]
+    reactions: tuple[str, ...]
+    backchannels: tuple[str, ...]
+
+    def repeat_chance(self, template: str) -> float:
+        """The chance that two sentences drawn from this template are the same, if no two ways spell the same."""
+        chance = 1.0
+        for name in re.findall(r"\{(\w+)\}", template):
+            options = self.slots[name]
+            chance *= sum(self.repeat_chance(option) for option in options) / len(options) ** 2
+        return chance
+
+
+EVERYDAY = Grammar(SLOTS, (Topic("everyday", QUESTIONS, ANSWERS, STATEMENTS),), REACTIONS, BACKCHANNELS)
+_NEW_TOPIC = 0.15  # chance per turn
+
+
+@dataclass
 class Scripts:
-    """Draws sentences from the grammar with its own generator; `rng` is advanced by every call."""
+    """Draws sentences from a grammar with its own generator; `rng` is advanced by every call."""
 
     rng: np.random.Generator
+    grammar: Grammar = EVERYDAY
+    _topic: Topic | None = None
 
     def pick(self, options: tuple[str, ...]) -> str:
         return options[int(self.rng.integers(len(options)))]
 
     def fill(self, template: str) -> str:
         """Replace every slot by an independent draw and begin with a capital letter."""
-        text = re.sub(r"\{(\w+)\}", lambda m: self.pick(SLOTS[m.group(1)]), template)
+        text = self._expand(template)
         return text[0].upper() + text[1:]
 
+    def _expand(self, template: str) -> str:
+        return re.sub(r"\{(\w+)\}", lambda m: self._expand(self.pick(self.grammar.slots[m.group(1)])), template)
+
+    @property
+    def topic(self) -> Topic:
+        """What is talked about now."""
+        if self._topic is None:
+            self.change_topic()
+        assert self._topic is not None
+        return self._topic
+
+    def change_topic(self) -> None:
+        """Go on with any topic; draws nothing where there is one only."""
+        topics = self.grammar.topics
+        self._topic = topics[int(self.rng.integers(len(topics)))] if len(topics) > 1 else topics[0]
+
     def question(self) -> str:
-        return self.fill(self.pick(QUESTIONS))
+        return self.fill(self.pick(self.topic.questions))
 
     def answer(self) -> str:
-        return self.fill(self.pick(ANSWERS))
+        return self.fill(self.pick(self.topic.answers))
 
     def statement(self) -> str:
-        return self.fill(self.pick(STATEMENTS))
+        return self.fill(self.pick(self.topic.statements))
 
     def reaction(self) -> str:
-        return self.fill(self.pick(REACTIONS))
+        return self.fill(self.pick(self.grammar.reactions))
 
     def backchannel(self) -> str:
-        return self.pick(BACKCHANNELS)
+        return self.pick(self.grammar.backchannels)
 
     def turn(self) -> tuple[str, ...]:
         """One to three sentences that one person says in a turn."""
+        if len(self.grammar.topics) > 1 and self.rng.random() < _NEW_TOPIC:
+            self.change_topic()
         kind = self.rng.random()
         if kind < 0.25:
             return (self.question(),)

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from streamavatar.seeds import seed_for
 from streamavatar.synth.dialogue import Dialogue, Lane, make_dialogue, tone_dialogue
 from streamavatar.synth.performance import FPS, FRAME_SAMPLES, Performance, perform
-from streamavatar.synth.speech import Samples
+from streamavatar.synth.scripts import EVERYDAY
+from streamavatar.synth.speech import VOICES, Samples
+from streamavatar.synth.topics import WIDE
 
 if TYPE_CHECKING:
     from streamavatar.synth.human.scene import Framing
@@ -93,10 +95,12 @@ class _Side:
         )
 
 
-def _sides(seed: int, number: int, frames: int, identities: int | None, tones: bool) -> Iterator[_Side]:
+def _sides(
+    seed: int, number: int, frames: int, identities: int | None, tones: bool, voices: tuple[str, ...]
+) -> Iterator[_Side]:
     """Both sides of a dialogue: who, and how they move."""
     speech = seed_for(seed, "dialogue", number)
-    spoken = (tone_dialogue if tones else make_dialogue)(speech, frames / FPS)
+    spoken = tone_dialogue(speech, frames / FPS) if tones else _spoken(speech, frames / FPS, voices)
     rng = np.random.default_rng(seed_for(seed, "cast", number))
     fresh = 2 * number + np.arange(2)
     cast = rng.choice(identities, 2, replace=identities < 2) if identities else fresh
@@ -115,6 +119,11 @@ def _sides(seed: int, number: int, frames: int, identities: int | None, tones: b
         yield _Side(dialogue, perform(dialogue, motion, frames), person, motion, meta)
 
 
+def _spoken(seed: int, seconds: float, voices: tuple[str, ...]) -> Dialogue:
+    """Two speakers in rooms of their own; every third dialogue is quick small talk, the others hardly ever repeat."""
+    return make_dialogue(seed, seconds, voices=voices, grammar=EVERYDAY if seed % 3 == 0 else WIDE, acoustics=True)
+
+
 def _lines(lane: Lane) -> list[dict[str, Any]]:
     return [{"text": line.text, "start": round(line.start, 3), "end": round(line.end, 3)} for line in lane.lines]
 
@@ -129,6 +138,7 @@ class Puppets:
         frames: length of a clip at 25 fps.
         identities: how many different puppets; two new ones in every dialogue if None.
         tones: tones instead of speech, for tests.
+        voices: who speaks, see `voices.available_voices`; the same seed and voices give the same data.
     """
 
     seed: int
@@ -136,16 +146,17 @@ class Puppets:
     frames: int = 750
     identities: int | None = None
     tones: bool = False
+    voices: tuple[str, ...] = VOICES
 
     def describe(self) -> dict[str, Any]:
         if not self.tones:
-            make_dialogue(0, 1.0)  # speaks, so a missing synthesiser is noticed now
+            _spoken(0, 1.0, self.voices)  # speaks, so a missing synthesiser is noticed now
         return {"people": "puppets", "version": 1, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
     def make(self, number: int) -> Iterator[SynthClip]:
         from streamavatar.synth.puppet import PuppetIdentity, PuppetRenderer
 
-        for side in _sides(self.seed, number, self.frames, self.identities, self.tones):
+        for side in _sides(self.seed, number, self.frames, self.identities, self.tones, self.voices):
             renderer = PuppetRenderer(PuppetIdentity.random(side.person), self.size)
             frames, landmarks = renderer.render_clip(side.performance), renderer.landmarks(side.performance)
             yield side.clip(frames, landmarks, f"puppet-{side.person:016x}")
@@ -158,7 +169,7 @@ class People:
     Attributes:
         assets: folder with the MakeHuman packs.
         framing: how much of the person is in the picture, see `synth.human`.
-        seed, size, frames, identities, tones: as for `Puppets`.
+        seed, size, frames, identities, tones, voices: as for `Puppets`.
     """
 
     assets: Path
@@ -168,6 +179,7 @@ class People:
     framing: Framing = "bust"
     identities: int | None = None
     tones: bool = False
+    voices: tuple[str, ...] = VOICES
 
     def describe(self) -> dict[str, Any]:
         from streamavatar.synth.human.assets import Assets
@@ -175,7 +187,7 @@ class People:
         from streamavatar.synth.human.identity import HumanIdentity
 
         if not self.tones:
-            make_dialogue(0, 1.0)
+            _spoken(0, 1.0, self.voices)
         assets = Assets.open(self.assets)
         build_figure(assets, HumanIdentity.random(0, assets))  # reads what every person is made of
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "assets"}
@@ -190,7 +202,7 @@ class People:
         from streamavatar.synth.human.truth import landmarks
 
         assets = Assets.open(self.assets)
-        for side in _sides(self.seed, number, self.frames, self.identities, self.tones):
+        for side in _sides(self.seed, number, self.frames, self.identities, self.tones, self.voices):
             figure = build_figure(assets, HumanIdentity.random(side.person, assets))
             motion = move(figure, side.performance, side.motion)
             scene = random_scene(seed_for(side.motion, "scene"), figure, self.framing, self.size)

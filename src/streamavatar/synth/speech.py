@@ -1,43 +1,25 @@
-"""Speech with phone times from the program `flite`: the only source of truth for lips.
+"""One spoken sentence with its phones: the only source of truth for lips.
 
-Why a subprocess: flite is tiny, offline, deterministic and prints the end time of every phone it speaks.
 Pitch is shifted by resampling (which moves the formants too and so gives a new speaker), and the length
-is kept by asking flite for slower or faster speech first.
+is kept by asking the synthesiser for slower or faster speech first.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
 import tempfile
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from streamavatar.errors import UserError
+from streamavatar.synth.flite import VOICES, flite_program
+from streamavatar.synth.phones import PAUSE, SAMPLE_RATE, Phone, Samples, resample
+from streamavatar.synth.voices import speak, split
 
-SAMPLE_RATE = 16_000
-VOICES = ("kal16", "awb", "rms", "slt")
-PAUSE = "pau"
+__all__ = ["PAUSE", "SAMPLE_RATE", "VOICES", "Phone", "Samples", "Utterance", "flite_program", "synthesize"]
+
 _EDGE = 0.06  # seconds of silence kept at both ends: turn taking sets its own pauses
-
-Samples = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Phone:
-    """One phone (flite's US English set, `pau` for silence), from `start` to `end` in seconds."""
-
-    name: str
-    start: float
-    end: float
-
-    def moved(self, seconds: float) -> Phone:
-        return Phone(self.name, self.start + seconds, self.end + seconds)
 
 
 @dataclass(frozen=True)
@@ -61,23 +43,22 @@ def synthesize(
 
     Args:
         text: one sentence of plain English.
-        voice: one of `VOICES`.
+        voice: one of flite's `VOICES`, or `engine:name`, see `voices`.
         pitch: factor on pitch and formants, 0.7..1.4 sounds human.
         rate: factor on speed.
         cache_dir: where to keep finished sentences (NPZ); nothing is written without it.
 
     Raises:
-        UserError: flite is missing or fails, or the voice is unknown.
+        UserError: the synthesiser is missing or fails, or the voice is unknown.
     """
-    if voice not in VOICES:
-        raise UserError(f"unknown voice {voice!r}: use one of {', '.join(VOICES)}")
+    split(voice)  # an unknown voice is an error even where the sentence is cached
     path = None
     if cache_dir is not None:
         key = hashlib.sha256(f"1|{text}|{voice}|{pitch:.4f}|{rate:.4f}".encode()).hexdigest()[:24]
         path = Path(cache_dir) / f"{key}.npz"
         if path.is_file():
             return _load(path, text, voice)
-    samples, phones = _speak(text, voice, stretch=pitch / rate)
+    samples, phones = speak(text, voice, stretch=pitch / rate)
     samples, phones = _shift_pitch(samples, phones, pitch)
     samples, phones = _trim(samples, phones)
     peak = float(np.abs(samples).max(initial=1e-6))
@@ -87,57 +68,12 @@ def synthesize(
     return utterance
 
 
-def flite_program() -> str:
-    """The path of flite, looked up at each call so that a fresh installation is seen.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    found = shutil.which("flite")
-    if found is None:
-        raise UserError("the speech program flite is missing: install the package `flite` (apt-get install flite)")
-    return found
-
-
-def _speak(text: str, voice: str, stretch: float) -> tuple[Samples, tuple[Phone, ...]]:
-    """Run flite once; samples at 16 kHz and phones."""
-    program = flite_program()
-    with tempfile.TemporaryDirectory(prefix="streamavatar-flite-") as folder:
-        out = Path(folder) / "speech.wav"
-        command = [program, "-voice", voice, "--setf", f"duration_stretch={stretch:.4f}", "-psdur"]
-        done = subprocess.run([*command, "-t", text, "-o", str(out)], capture_output=True, text=True, check=False)
-        if done.returncode or not out.is_file():
-            raise UserError(f"flite failed on {text!r}: {done.stderr.strip() or 'no reason given'}")
-        with wave.open(str(out)) as file:
-            rate = file.getframerate()
-            data = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-    samples = data.astype(np.float32) / 32768.0
-    phones: list[Phone] = []
-    start = 0.0
-    for item in done.stdout.split():
-        name, colon, end = item.rpartition(":")
-        if colon:
-            phones.append(Phone(name, start, float(end)))
-            start = float(end)
-    if not phones:
-        raise UserError(f"flite printed no phones for {text!r}: install flite 2.1 or newer")
-    return _resample(samples, rate, SAMPLE_RATE), tuple(phones)
-
-
-def _resample(samples: Samples, source: float, target: float) -> Samples:
-    if source == target:
-        return samples
-    import soxr
-
-    return np.asarray(soxr.resample(samples, source, target), dtype=np.float32)
-
-
 def _shift_pitch(samples: Samples, phones: tuple[Phone, ...], pitch: float) -> tuple[Samples, tuple[Phone, ...]]:
     """Play faster by `pitch`: times shrink by the same factor."""
     if pitch == 1.0:
         return samples, phones
     moved = tuple(Phone(p.name, p.start / pitch, p.end / pitch) for p in phones)
-    return _resample(samples, SAMPLE_RATE * pitch, SAMPLE_RATE), moved
+    return resample(samples, SAMPLE_RATE * pitch, SAMPLE_RATE), moved
 
 
 def _trim(samples: Samples, phones: tuple[Phone, ...]) -> tuple[Samples, tuple[Phone, ...]]:
