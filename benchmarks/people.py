@@ -61,6 +61,9 @@ class Landmarker:
         )
         self._task = vision.FaceLandmarker.create_from_options(options)
 
+    def close(self) -> None:
+        self._task.close()
+
     def see(self, frame: NDArray[np.uint8]) -> dict[str, float] | None:
         """Blendshapes by name, or None where no face is found."""
         import mediapipe
@@ -161,6 +164,7 @@ def main() -> None:
         if seen:
             vectors.append((take.person, np.mean(seen, axis=0)))
         print(f"person {take.person:3d}  found {take.found.mean():.2f}  jaw {jaws[-1]:.2f}  blink {blinks[-1]:.2f}")
+    landmarker.close()
     frames = np.concatenate(found)
     values: dict[str, Any] = {
         "people": args.people,

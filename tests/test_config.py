@@ -60,6 +60,7 @@ def test_defaults_may_be_left_out() -> None:
 
 
 Edit = Callable[[dict[str, Any]], object]
+TWO = {"means": [0, 0], "stds": [1, 1]}
 WRONG: dict[str, tuple[Edit, str]] = {
     "unknown key": (lambda v: v.update(colour=1), "colour"),
     "unknown key inside": (lambda v: v["context"].update(colour=1), "colour"),
@@ -91,6 +92,24 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "down to zero": (lambda v: v["schedule"].update(sigmas=[1.0, 0.0]), "above 0"),
     "no pass": (lambda v: v["schedule"].update(sigmas=[]), "one pass"),
     "shift": (lambda v: v["schedule"].update(shift=0.0), "shift"),
+    "an unknown codec": (lambda v: v["codec"].update(kind="tape"), "kind"),
+    "a number for the codec": (lambda v: v.update(codec=3), "not a valid"),
+    "a key of the other codec": (lambda v: v["codec"].update(z_dim=48), "z_dim"),
+    "a codec of other channels": (lambda v: v.update(codec={"kind": "wan", "z_dim": 2, **TWO}), "codec and geometry"),
+    "means that do not fit": (lambda v: v.update(codec={"kind": "wan", "z_dim": 2}), "as many means"),
+    "a pruned decoder that widens": (
+        lambda v: v.update(codec={"kind": "wan", "decoder_widths": [8, 8, 8, 8, 4]}),
+        r"decoder_widths\[2\] must be at least 2 times",
+    ),
+    "features of another encoder": (lambda v: v["audio"].update(wav2vec2={}), "feature_dim must be .* 9216"),
+    "wav2vec2 behind a masked waveform": (
+        lambda v: v["audio"].update(wav2vec2={}, feature_dim=9216, mask="waveform"),
+        "masked after it",
+    ),
+    "convolutions that do not match": (
+        lambda v: v["audio"].update(wav2vec2={"conv_widths": [8]}, feature_dim=9216),
+        "differ in length",
+    ),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer
@@ -90,12 +91,14 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def options() -> dict[str, set[str]]:
-    """Options of every subcommand."""
-    group = typer.main.get_command(app)
-    return {
-        name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
-    }
+    """Options of every subcommand, those of its own subcommands included."""
+
+    def of(command: Any) -> set[str]:
+        own = {option for parameter in command.params for option in parameter.opts}
+        return own.union(*(of(below) for below in getattr(command, "commands", {}).values()))
+
+    group: Any = typer.main.get_command(app)
+    return {name: of(command) for name, command in group.commands.items()}
 
 
 def test_commands_are_found() -> None:

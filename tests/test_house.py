@@ -46,8 +46,15 @@ found = set()
 
 def note(event, what):
     frame = sys._getframe(2)
+    if event == "environment":  # a decorator or a base class of a dependency may read its own settings
+        while frame.f_code.co_filename in ("<frozen os>", "<frozen _collections_abc>"):
+            frame = frame.f_back
+        if not frame.f_code.co_filename.startswith(package):
+            return
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         if frame.f_code.co_filename.startswith(package):
+            if event == "open" and what == frame.f_code.co_filename:
+                return  # a decorator looks at the source
             found.add(f"{{frame.f_code.co_filename}}:{{frame.f_lineno}} {{event}} {{what}}")
             return
         frame = frame.f_back
@@ -97,7 +104,7 @@ def test_side_effects_are_noticed(tmp_path: Path) -> None:
     package = tmp_path / "streamavatar"
     package.mkdir()
     (package / "__init__.py").write_text("import pathlib, os\n")
-    (package / "a.py").write_text("import pathlib\npathlib.Path(__file__).read_text()\n")
+    (package / "a.py").write_text("import pathlib\n(pathlib.Path(__file__).parent / 'b.py').read_text()\n")
     (package / "b.py").write_text("import os\nos.environ.get('HOME')\n")
     count, found = side_effects(package, tmp_path / "report")
     assert count == 2

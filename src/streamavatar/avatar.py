@@ -17,7 +17,9 @@ from streamavatar.engine import Pipeline, Session
 from streamavatar.engine.session import LANES
 from streamavatar.errors import UserError
 from streamavatar.media import image_from_array, read_image
-from streamavatar.models.avatar import AvatarModel
+from streamavatar.models.avatar import AvatarModel, read_config
+from streamavatar.models.codec.choice import DecoderName
+from streamavatar.models.memory import require_memory
 from streamavatar.ops.precision import half_is_fast
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -43,32 +45,33 @@ class Avatar:
         device: str = "cpu",
         precision: Precision = "auto",
         threads: int | None = None,
+        decoder: DecoderName = "full",
+        decoder_device: str | None = None,
     ) -> Avatar:
         """Load a model folder, or the bundled default.
 
         Args:
             path: a folder with config.json and model.safetensors.
             device: a torch device.
-            precision: of the transformer and the codec's convolutions. "auto" is bfloat16 on a GPU and on CPUs that
-                multiply it natively (AVX-512 BF16, AMX), else float32.
+            precision: of the transformer and the decoder. "auto" is bfloat16 on a GPU and on CPUs that multiply it
+                natively (AVX-512 BF16, AMX), else float32.
             threads: of each of the two workers; by default half of the cores.
+            decoder: "full", the model's own; models of the full size may also have "light" and "pruned".
+            decoder_device: another device for the codec, for example a second GPU; the same one if None.
 
         Raises:
-            UserError: if the folder, the device or the precision is no good.
+            UserError: if the folder, the device, the precision or the decoder is no good, or memory does not suffice.
         """
         folder = Path(path) if path is not None else bundled.model_folder()
-        model = AvatarModel.load(folder)
-        pipeline = Pipeline(threads)
-        try:
-            model = model.to(torch.device(device))
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"cannot use device {device!r} ({str(error).splitlines()[0]}); try --device cpu") from error
+        where, beside = _device(device), _device(decoder_device or device)
         if precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"unknown precision {precision!r}; use auto, float32 or bfloat16")
-        if precision == "bfloat16" or (precision == "auto" and half_is_fast(torch.device(device))):
-            model.transformer.bfloat16()
-            model.codec.detail.bfloat16()
-        return Avatar(model, pipeline)
+        half = precision == "bfloat16" or (precision == "auto" and half_is_fast(where))
+        dtype = torch.bfloat16 if half else torch.float32
+        require_memory(folder, read_config(folder), decoder, dtype, where)
+        model = AvatarModel.load(folder, device=where, dtype=dtype, decoder=decoder)
+        model.codec.to(beside)
+        return Avatar(model, Pipeline(threads, (where, beside)))
 
     @property
     def config(self) -> ModelConfig:
@@ -109,6 +112,13 @@ class Avatar:
         return Session(
             self.model, self.pipeline, reference, agent_rate=agent_rate, user_rate=user_rate, lanes=lanes, seed=seed
         )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"cannot use device {name!r} ({str(error).splitlines()[0]}); try --device cpu") from error
 
 
 def _picture(image: str | os.PathLike[str]) -> Path:

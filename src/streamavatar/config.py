@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from streamavatar.errors import UserError
 from streamavatar.geometry import Geometry
 
 FORMAT = 1
+PROMPT = "a person is speaking and listening."
+"""The only text of the paper's model (paper, 1.5)."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -62,8 +65,50 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
+class Wav2Vec2Sizes:
+    """Sizes of a wav2vec 2.0 encoder, and how much of the past it hears; the defaults are wav2vec2-base's.
+
+    Attributes:
+        layers, width, heads, ffn: of its transformer; a feature is all layers' outputs, `layers * width` numbers.
+        conv_widths, conv_kernels, conv_strides: of the convolutions that shorten the waveform.
+        conv_bias: whether these have biases.
+        conv_norm: "group" normalises the first of them over time (base), "layer" all of them (large).
+        position_kernel, position_groups: of the convolution that tells the transformer about positions.
+        stable_norm: norms before the sublayers instead of after them (large).
+        normalize: waveforms are brought to zero mean and unit variance first.
+        context: frames of audio that are heard before the first feature: with a chunk's 12 frames and 2 on either side,
+            5 s.
+    """
+
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    ffn: int = 3072
+    conv_widths: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
+    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_bias: bool = False
+    conv_norm: Literal["group", "layer"] = "group"
+    position_kernel: int = 128
+    position_groups: int = 16
+    stable_norm: bool = False
+    normalize: bool = True
+    context: int = 109
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.conv_widths) == len(self.conv_kernels) == len(self.conv_strides) >= 1,
+            "wav2vec2: conv_widths, conv_kernels and conv_strides differ in length",
+        )
+        _require(self.layers >= 1 and self.context >= 1, "wav2vec2: layers and context must be at least 1")
+        _require(self.width % self.heads == 0, f"wav2vec2: width {self.width} is not a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True)
 class AudioConfig:
-    """Audio lanes to tokens: log-mel, a causal convolutional encoder, windows, one projection per lane.
+    """Audio lanes to tokens: an encoder, windows, one projection per lane.
+
+    The encoder is log-mel and causal convolutions (`mels`, `width`, `depth`), or wav2vec 2.0 where `wav2vec2` is set.
 
     `separate_lanes` encodes each lane by itself; otherwise the lanes are mixed and the mask alone tells them
     apart, as a single track of real footage needs (paper, 1.4). `mask` says whether the talk mask acts on the
@@ -80,10 +125,22 @@ class AudioConfig:
     dim: int = 128
     separate_lanes: bool = True
     mask: Literal["features", "waveform"] = "features"
+    wav2vec2: Wav2Vec2Sizes | None = None
 
     def __post_init__(self) -> None:
         for name in ("sample_rate", "mels", "width", "depth", "feature_dim", "tokens", "hidden", "dim"):
             _require(getattr(self, name) >= 1, f"audio: {name} must be at least 1")
+        if (sizes := self.wav2vec2) is not None:
+            _require(
+                self.feature_dim == sizes.layers * sizes.width,
+                f"audio: feature_dim must be wav2vec2's layers x width, {sizes.layers * sizes.width}",
+            )
+            _require(self.sample_rate == 16000, "audio: wav2vec2 hears 16000 Hz")
+            _require(self.mask == "features", "audio: wav2vec2 is masked after it, mask='features'")
+
+    @property
+    def encoder(self) -> Literal["mel", "wav2vec2"]:
+        return "mel" if self.wav2vec2 is None else "wav2vec2"
 
 
 @dataclass(frozen=True)
@@ -97,11 +154,144 @@ class CodecConfig:
     widths: tuple[int, ...] = (160, 96, 48)
     blocks: int = 2
     pool: int = 1
+    kind: Literal["light"] = "light"
 
     def __post_init__(self) -> None:
         _require(len(self.widths) >= 2 and min(self.widths) >= 1, "codec: widths are two or more positive numbers")
         _require(self.blocks >= 1, "codec: at least one block per stage")
         _require(self.pool >= 1, "codec: pool must be at least 1")
+
+
+# The latents' mean and spread per channel (Wan2.2, wan/modules/vae2_2.py, class Wan2_2_VAE).
+# fmt: off
+WAN_MEANS = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+    0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+    -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)
+WAN_STDS = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+    0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+    0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class WanCodecConfig:
+    """Sizes of Wan's autoencoder; the defaults are Wan2.2-TI2V-5B's.
+
+    Attributes:
+        z_dim: latent channels.
+        encoder_dim, decoder_dim: channels at the finest level.
+        dim_mult: channels per level as multiples of these, finest first.
+        res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        temporal_down: which of the steps between levels halve time as well; finest first.
+        patch: pixels (each way) that become channels before the first level.
+        means, stds: of the latents, per channel.
+        decoder_widths: channels of a pruned decoder: of its middle and after each level, coarsest first; Wan's own
+            (`decoder_dim` times `dim_mult`) if empty. See `models.codec.prune`.
+    """
+
+    z_dim: int = 48
+    encoder_dim: int = 160
+    decoder_dim: int = 256
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    temporal_down: tuple[bool, ...] = (False, True, True)
+    patch: int = 2
+    means: tuple[float, ...] = WAN_MEANS
+    stds: tuple[float, ...] = WAN_STDS
+    decoder_widths: tuple[int, ...] = ()
+    kind: Literal["wan"] = "wan"
+
+    def __post_init__(self) -> None:
+        levels = len(self.dim_mult)
+        _require(levels == len(self.temporal_down) + 1, f"wan codec: {levels} levels need {levels - 1} temporal_down")
+        _require(
+            len(self.means) == len(self.stds) == self.z_dim,
+            f"wan codec: z_dim {self.z_dim} needs as many means and stds",
+        )
+        widths = self.widths
+        _require(
+            len(widths) == levels + 1 and min(widths) >= 1,
+            f"wan codec: decoder_widths are {levels + 1} positive numbers, for the middle and after each level",
+        )
+        for level, ratio in enumerate(self.shortcut_ratios):
+            _require(
+                widths[level] >= ratio * widths[level + 1],
+                f"wan codec: decoder_widths[{level}] must be at least {ratio} times decoder_widths[{level + 1}]",
+            )
+        # A block between equal widths has no convolution in its shortcut; Wan's last levels have one to keep.
+        _require(
+            all(a == b or v != w for (a, b), (v, w) in zip(pairwise(self.multiples), pairwise(widths), strict=True)),
+            "wan codec: decoder_widths must differ between levels where Wan's do",
+        )
+
+    @property
+    def temporal_stride(self) -> int:
+        """Frames per latent."""
+        return 2 ** sum(self.temporal_down)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent position, each way."""
+        return self.patch * 2 ** len(self.temporal_down)
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """Wan's decoder widths as multiples of `decoder_dim`: of the middle and after each level, coarsest first."""
+        return (self.dim_mult[-1], *reversed(self.dim_mult))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The decoder's channels: of its middle and after each level, coarsest first."""
+        return self.decoder_widths or tuple(self.decoder_dim * m for m in self.multiples)
+
+    @property
+    def shortcut_ratios(self) -> tuple[int, ...]:
+        """Input channels that the shortcut of a level reads per output channel; the last level has no shortcut."""
+        multiples = self.multiples
+        return tuple(a // b for a, b in pairwise(multiples[:-1]))
+
+
+@dataclass(frozen=True)
+class TaehvConfig:
+    """Sizes of a light codec for Wan's latents; the defaults are those of taew2_2.pth.
+
+    Attributes:
+        latent_channels: of the latents.
+        patch: pixels (each way) that become channels.
+        encoder_width: channels of the encoder.
+        decoder_widths: channels of the decoder's three levels, coarsest first, and of its last convolution.
+        encoder_time: which of the encoder's three steps halve time.
+        decoder_time: which of the decoder's three steps double time.
+    """
+
+    latent_channels: int = 48
+    patch: int = 2
+    encoder_width: int = 64
+    decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
+    encoder_time: tuple[bool, bool, bool] = (True, True, False)
+    decoder_time: tuple[bool, bool, bool] = (False, True, True)
+
+    def __post_init__(self) -> None:
+        _require(
+            sum(self.encoder_time) == sum(self.decoder_time),
+            "taehv: the encoder must halve time as often as the decoder doubles it",
+        )
+
+    @property
+    def temporal_stride(self) -> int:
+        """Frames per latent."""
+        return 2 ** sum(self.decoder_time)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent position, each way."""
+        return self.patch * 8
 
 
 @dataclass(frozen=True)
@@ -151,7 +341,7 @@ class ModelConfig:
     geometry: Geometry = field(default_factory=Geometry)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
-    codec: CodecConfig = field(default_factory=CodecConfig)
+    codec: CodecConfig | WanCodecConfig = field(default_factory=CodecConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
 
@@ -164,13 +354,24 @@ class ModelConfig:
             self.audio.sample_rate % (4 * g.fps) == 0 and self.audio.sample_rate <= 20480,
             "model: the audio rate must be four hops per frame and at most 20480 Hz",
         )
-        _require(g.spatial_stride % self.codec.pool == 0, "model: codec.pool must divide the spatial stride")
-        _require(
-            g.spatial_stride % 2 ** (len(self.codec.widths) - 1) == 0,
-            "model: the codec has more stages than the spatial stride has halvings",
-        )
+        self._check_codec()
         _require(c.ring_latents % g.chunk_latents == 0, "model: ring_latents must be whole chunks")
         _require(c.cap >= g.chunk_latents, "model: context.cap (D) must leave room for one chunk")
+
+    def _check_codec(self) -> None:
+        g, codec = self.geometry, self.codec
+        if isinstance(codec, WanCodecConfig):
+            theirs = (codec.z_dim, codec.spatial_stride, codec.temporal_stride)
+            _require(
+                theirs == (g.latent_channels, g.spatial_stride, g.temporal_stride),
+                "model: codec and geometry differ in latent channels or strides",
+            )
+            return
+        _require(g.spatial_stride % codec.pool == 0, "model: codec.pool must divide the spatial stride")
+        _require(
+            g.spatial_stride % 2 ** (len(codec.widths) - 1) == 0,
+            "model: the codec has more stages than the spatial stride has halvings",
+        )
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
@@ -190,6 +391,10 @@ class ModelConfig:
             found = values.pop("format", None)
             if found != FORMAT:
                 raise UserError(f"{source}: format {found!r} is not {FORMAT}; use a matching release of streamavatar")
-            return dacite.from_dict(ModelConfig, values, dacite.Config(strict=True, cast=[tuple]))
+            rules = dacite.Config(strict=True, cast=[tuple])
+            if "codec" in values:
+                kind = WanCodecConfig if values["codec"].get("kind") == "wan" else CodecConfig
+                values["codec"] = dacite.from_dict(kind, values["codec"], rules)
+            return dacite.from_dict(ModelConfig, values, rules)
         except (ValueError, TypeError, AttributeError, dacite.DaciteError) as error:
             raise UserError(f"{source}: not a valid model configuration: {error}") from error

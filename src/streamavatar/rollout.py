@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ from streamavatar.schedule import add_noise
 
 Noise = Callable[[int, int], Tensor]
 """(chunk, pass) to fresh noise [B, C, chunk_latents, H, W]; pass 0 is the start of the chunk."""
+
+
+class Sampler(Protocol):
+    """A transformer, or what stands for it."""
+
+    def sample(self, x: Tensor, sigma: Tensor, conditions: Conditions, view: View) -> Tensor:
+        """See `Transformer.sample`."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,11 @@ class ExitPass:
     conditions: Conditions
     view: View
 
-    def run(self, model: Transformer) -> Tensor:
+    def run(self, model: Sampler) -> Tensor:
         return model.sample(self.x, self.sigma, self.conditions, self.view)
 
 
-def prime(model: Transformer, cache: KVCache, conditions: Conditions) -> None:
+def prime(model: Sampler, cache: KVCache, conditions: Conditions) -> None:
     """Chunk 0: run the clean reference latent once, so that its keys and values are in the cache."""
     reference = conditions.reference
     sigma = torch.zeros(reference.shape[0], 1, device=reference.device)
@@ -69,7 +76,7 @@ def prime(model: Transformer, cache: KVCache, conditions: Conditions) -> None:
 
 
 def make_chunk(
-    model: Transformer,
+    model: Sampler,
     cache: KVCache,
     chunk: int,
     conditions: Conditions,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from streamavatar.cache.ring import RingCache
 from streamavatar.cache.tape import TapeCache
+from streamavatar.ops.rope import Rope
 
 __all__ = ["KVCache", "RingCache", "TapeCache", "View"]
 
@@ -22,6 +24,12 @@ class View(Protocol):
     @property
     def times(self) -> tuple[int, ...]:
         """Temporal positions of the chunk's own queries and keys."""
+
+    needs_raw: bool
+    """Whether `attend` keeps keys from before RoPE; if not, it may be given any in their place."""
+
+    def table(self, device: torch.device) -> Rope:
+        """The angles of the chunk's own tokens."""
 
     def attend(self, layer: int, k: Tensor, k_rotated: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (rotated) and values that this pass attends to in `layer`, its own included.

@@ -28,6 +28,11 @@ class TapeView:
         self._context = context
         self._tables = {c: cache.table(cache.positions.keys(chunk, c)) for c in self._order}
 
+    needs_raw = True
+
+    def table(self, device: torch.device) -> Rope:
+        return self._cache.table(self.times).to(device)
+
     def attend(self, layer: int, k: Tensor, k_rotated: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         self.recorded.setdefault(layer, (k, v))
         keys, values = [], []
@@ -38,7 +43,7 @@ class TapeView:
             else:
                 raw, value = self._context[chunk][layer]
                 table = self._tables[chunk]
-                keys.append(apply_rope(raw, Rope(table.cos.to(raw.device), table.sin.to(raw.device))))
+                keys.append(apply_rope(raw, table.to(raw.device)))
                 values.append(value)
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 

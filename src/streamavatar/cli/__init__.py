@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from streamavatar.cli import bench, data, live, render, train
+from streamavatar.cli import assemble, bench, data, live, pull, render, train
 from streamavatar.errors import UserError
 
 app = typer.Typer(
@@ -16,7 +16,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Live human avatars that talk and listen: one picture and two audio lanes become a streamed video.",
 )
-for command in (render.render, render.demo, render.avatars, bench.bench, live.live, train.train):
+COMMANDS = (
+    render.render,
+    render.demo,
+    render.avatars,
+    live.live,
+    bench.bench,
+    train.train,
+    pull.pull,
+    assemble.assemble,
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(data.data, name="data")
 

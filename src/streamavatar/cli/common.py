@@ -21,6 +21,11 @@ PrecisionOption = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="auto takes bfloat16 where the processor multiplies it.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="Torch device, for example cpu or cuda.")]
+DecoderOption = Annotated[
+    Literal["full", "light", "pruned"],
+    typer.Option(help="Who turns latents into pictures; light and pruned need a file in the model's folder."),
+]
+DecoderDeviceOption = Annotated[str | None, typer.Option(help="Another GPU for the decoder, for example cuda:1.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of each of the two workers; half of the cores if left out.")
 ]

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from streamavatar import bundled
 from streamavatar.cli.common import (
+    DecoderDeviceOption,
+    DecoderOption,
     DeviceOption,
     ModelOption,
     PrecisionOption,
@@ -43,6 +45,8 @@ def render(
     model: ModelOption = None,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "cpu",
+    decoder: DecoderOption = "full",
+    decoder_device: DecoderDeviceOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Render a talking and listening avatar to a video, chunk by chunk as a live one would be made."""
@@ -63,7 +67,9 @@ def render(
     rates = {name: audio.rate for name, audio in lanes.items()}
     portrait = image if image is not None else bundled.portrait(avatar or bundled.DEFAULT_AVATAR).path
 
-    loaded = Avatar.load(model, device=device, precision=precision, threads=threads)
+    loaded = Avatar.load(
+        model, device=device, precision=precision, threads=threads, decoder=decoder, decoder_device=decoder_device
+    )
     size = loaded.config.geometry
     with VideoWriter(output, size.height, size.width, size.fps, rates.get("agent", 16000)) as writer:
         session = loaded.session(

@@ -11,13 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamavatar.cache import RingCache
+from streamavatar.engine.graphs import RecordedPasses
 from streamavatar.engine.lane import Samples
 from streamavatar.engine.telemetry import Telemetry
 from streamavatar.models.audio import AFTER, latent_window
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.codec import DecoderState
 from streamavatar.models.transformer import Conditions
-from streamavatar.rollout import Passes, make_chunk, prime
+from streamavatar.ops.transfer import download, rgb_frames, upload
+from streamavatar.rollout import Passes, Sampler, make_chunk, prime
 from streamavatar.seeds import seed_for
 
 
@@ -28,16 +31,36 @@ class ChunkMaker:
         model: shared weights, in evaluation mode.
         reference: uint8 RGB [H, W, 3] of the model's size; encoding it starts the cache and the decoder's state.
         seed: of the noise.
-        telemetry: told how long the stages took.
+        telemetry: told how long the stages took; on a GPU, how long the host was busy with them.
+        graphs: replay recorded passes where the transformer is on a GPU; needs `prepare`.
+        prepare: let the passes of a chunk share what depends on the conditions alone.
+        cache: another than the model's own kind.
     """
 
-    def __init__(self, model: AvatarModel, reference: NDArray[np.uint8], seed: int, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        model: AvatarModel,
+        reference: NDArray[np.uint8],
+        seed: int,
+        telemetry: Telemetry,
+        *,
+        graphs: bool = True,
+        prepare: bool = True,
+        cache: RingCache | None = None,
+    ) -> None:
         self.model, self.seed, self.telemetry = model, seed, telemetry
         weight = model.transformer.head.head.weight
         self._dtype, self._device = weight.dtype, weight.device
         self._passes = Passes.of(model.config)
-        self._cache = model.ring_cache()
+        self._decoder_device = next(model.codec.parameters()).device
+        self._cache = cache or model.ring_cache()
+        self._prepares = prepare
+        self._prepared: Conditions | None = None
+        self._sampler: Sampler = model.transformer
+        self._settle()
         self._reference, self.decoder_state = self._start(reference)
+        if self._device.type == "cuda":
+            self._warm(graphs and prepare)
 
     def heard_ticks(self, chunk: int) -> range:
         """The ticks whose sound chunk `chunk` (from 1) depends on: history, its own, and the look-ahead."""
@@ -60,13 +83,22 @@ class ChunkMaker:
             with self.telemetry.timed("audio"):
                 conditions = self._conditions(agent, user, self._first(chunk), span, self._reference, user_ahead)
             with self.telemetry.timed("transformer"):
-                return make_chunk(self.model.transformer, self._cache, chunk, conditions, self._noise, self._passes)
+                if self._prepares:
+                    conditions = self._prepared = self.model.transformer.prepare(conditions, self._prepared)
+                return make_chunk(self._sampler, self._cache, chunk, conditions, self._noise, self._passes)
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """The frames of a chunk, uint8 RGB [F, H, W, 3]."""
+        before = self.decoder_state  # lives until its readers are done: another stream may have made it
         with torch.inference_mode(), self.telemetry.timed("decode"):
-            pixels, self.decoder_state = self.model.codec.decode(latents, self.decoder_state)
-            return _to_uint8(pixels)
+            pixels, self.decoder_state = self.model.codec.decode(latents.to(self._decoder_device), before)
+            return download(rgb_frames(pixels))
+
+    def _settle(self) -> None:
+        """Wait for the GPUs: weights and first states may come from streams that nobody else waits for."""
+        for device in {self._device, self._decoder_device}:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     def _first(self, chunk: int) -> int:
         """The frame of the first feature that a chunk needs."""
@@ -76,35 +108,47 @@ class ChunkMaker:
     def _conditions(
         self, agent: Samples, user: Samples, first: int, span: range, reference: Tensor, user_ahead: bool = True
     ) -> Conditions:
-        lanes = [torch.from_numpy(x)[None].to(self._device) for x in (agent, user)]
+        lanes = [upload(torch.from_numpy(x)[None], self._device) for x in (agent, user)]
         heard, listened = self.model.audio.features(*lanes)
         if not user_ahead:
             last = listened[:, -AFTER - 1 : -AFTER]
             listened = torch.cat((listened[:, :-AFTER], last.expand(-1, AFTER, -1)), dim=1)
         talk, listen = self.model.audio.tokens(heard, listened, first, span)
-        return Conditions(talk.to(self._dtype), listen.to(self._dtype), reference)
+        return Conditions(talk.to(self._dtype), listen.to(self._dtype), reference, self.model.text)
 
     def _noise(self, chunk: int, step: int) -> Tensor:
         g = self.model.config.geometry
         generator = torch.Generator().manual_seed(seed_for(self.seed, "noise", chunk, step))
         shape = (1, g.latent_channels, g.chunk_latents, g.latent_height, g.latent_width)
-        return torch.randn(shape, generator=generator).to(self._device, self._dtype)
+        return upload(torch.randn(shape, generator=generator), self._device, self._dtype)
 
     def _start(self, picture: NDArray[np.uint8]) -> tuple[Tensor, DecoderState]:
         """Encode the reference picture, which starts the decoder's state, and put its latent into the cache's sink."""
         model = self.model
         window = latent_window(0)
         with torch.inference_mode():
-            pixels = torch.from_numpy(picture).to(self._device).float().div(127.5).sub(1).permute(2, 0, 1)[None]
+            pixels = torch.from_numpy(picture).to(self._decoder_device).float().div(127.5).sub(1).permute(2, 0, 1)[None]
             latent, state = model.codec.open(pixels)
-            latent = latent.to(self._dtype)
+            latent = latent.to(self._device, self._dtype)
             ticks = model.audio.history + len(window)
             silence = np.zeros(ticks * model.audio.encoder.frame_samples, np.float32)
-            prime(model.transformer, self._cache, self._conditions(silence, silence, window.start, range(1), latent))
+            conditions = self._conditions(silence, silence, window.start, range(1), latent)
+            prime(model.transformer, self._cache, conditions)
+        self._settle()
         return latent, state
 
-
-def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
-    """[1, 3, F, H, W] in -1..1 to uint8 [F, H, W, 3]."""
-    scaled = pixels[0].float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(scaled.permute(1, 2, 3, 0).cpu().numpy())
+    def _warm(self, graphs: bool) -> None:
+        """Meet every shape once, so that the first chunk is as fast as any: kernels are compiled and chosen, and passes
+        recorded. What is made is thrown away, and leaves nothing that a chunk reads."""
+        torch.backends.cudnn.benchmark = True  # shapes never change
+        model, span = self.model, self.model.config.geometry.chunk_span(1)
+        silence = np.zeros(len(self.heard_ticks(1)) * model.audio.encoder.frame_samples, np.float32)
+        with torch.inference_mode():
+            conditions = self._conditions(silence, silence, self._first(1), span, self._reference)
+            x = self._noise(1, 0)
+            if graphs:
+                self._prepared = model.transformer.prepare(conditions)
+                self._sampler = passes = RecordedPasses(model.transformer, self._cache)
+                passes.warm(x, torch.ones(x.shape[0], x.shape[2], device=x.device), self._prepared)
+            rgb_frames(model.codec.decode(x.to(self._decoder_device), self.decoder_state)[0])
+        self._settle()

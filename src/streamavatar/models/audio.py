@@ -3,19 +3,22 @@
 The small models' encoder is a log-mel front end and a stack of causal convolutions, so a feature depends on a finite
 past and on nothing later than the end of its own video frame; the only look-ahead is that of the window of a latent,
 two frames (80 ms). Every call passes `history` frames of audio before the first feature (silence where there is
-none), so features made chunk by chunk are those of the whole clip.
+none), so features made chunk by chunk are those of the whole clip. The full size hears with wav2vec 2.0 instead, see
+`models.wav2vec` for what holds there.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from streamavatar.config import AudioConfig
+from streamavatar.models.wav2vec import Wav2VecEncoder
 
 WINDOW_SECONDS, HOPS_PER_FRAME = 0.025, 4
 BEFORE, AFTER = 2, 2
@@ -163,13 +166,19 @@ class LaneTokens(nn.Module):
         return self.norm(out.unflatten(-1, (self.tokens, -1)))
 
 
+def _encoder(config: AudioConfig, fps: int) -> AudioEncoder | Wav2VecEncoder:
+    if config.wav2vec2 is None:
+        return AudioEncoder(config, fps)
+    return Wav2VecEncoder(config.wav2vec2, config.sample_rate // fps)
+
+
 class AudioConditioner(nn.Module):
     """Both lanes to talk and listen tokens; the encoder is shared, the projections are not."""
 
     def __init__(self, config: AudioConfig, fps: int = 25, stride: int = 4) -> None:
         super().__init__()
         self.config = config
-        self.encoder = AudioEncoder(config, fps)
+        self.encoder: Any = _encoder(config, fps)  # both have history, frame_samples and features per frame
         self.talk = LaneTokens(config, stride)
         self.listen = LaneTokens(config, stride)
 

@@ -1,27 +1,43 @@
 """The whole model of an avatar: audio lanes, transformer and codec, and its folder on disk.
 
-A folder holds `config.json` and `model.safetensors`; nothing else is needed to run, and nothing in it is executed.
+A folder holds `config.json` and `model.safetensors` (or shards and their index), at full size also `text.safetensors`
+and other decoders; nothing else is needed to run, and nothing in it is executed.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from streamavatar.cache import RingCache, TapeCache
-from streamavatar.config import ModelConfig
+from streamavatar.config import ModelConfig, WanCodecConfig
 from streamavatar.errors import UserError
 from streamavatar.models.audio import AudioConditioner
-from streamavatar.models.codec import LightCodec
+from streamavatar.models.codec.choice import (
+    DECODERS,
+    DecoderName,
+    OtherConfig,
+    SwappedCodec,
+    decoder_file,
+    fill_decoder,
+    heavy_parts,
+    make_codec,
+)
+from streamavatar.models.codec.choice import read_config as read_decoder_config
+from streamavatar.models.codec.wan import WanEncoder
+from streamavatar.models.files import check, fill, shapes_of, write_safetensors
+from streamavatar.models.text import read_text, write_text
 from streamavatar.models.transformer import Transformer
+from streamavatar.models.weights import open_weights
 from streamavatar.positions import Positions
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, TEXT = "config.json", "model.safetensors", "text.safetensors"
+OWN_DECODER = ("codec.decoder.", "codec.post_quant_conv.")
+"""What another decoder makes superfluous."""
 
 
 class AvatarModel(nn.Module):
@@ -29,16 +45,22 @@ class AvatarModel(nn.Module):
 
     Args:
         config: see :class:`streamavatar.config.ModelConfig`.
+        other: sizes of another decoder of Wan's latents than the codec's own.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    codec: Any  # make_codec's: they share open, decode and encode, and training knows which it has
+    text: Tensor | None
+    """The prompt's embedding [1, 512, text_dim] for `Conditions.text`, where the model has a text path."""
+
+    def __init__(self, config: ModelConfig, other: OtherConfig | None = None) -> None:
         super().__init__()
         self.config = config
         geometry = config.geometry
         self.positions = Positions(geometry, config.context)
         self.audio = AudioConditioner(config.audio, geometry.fps, geometry.temporal_stride)
         self.transformer = Transformer(config.transformer)
-        self.codec = LightCodec(config.codec, geometry)
+        self.codec = make_codec(config.codec, geometry, other)
+        self.register_buffer("text", None, persistent=False)
 
     def ring_cache(self, batch: int = 1) -> RingCache:
         """A cache for run time, in the transformer's precision and on its device."""
@@ -64,57 +86,90 @@ class AvatarModel(nn.Module):
     # files -----------------------------------------------------------------------------------------
 
     def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write the folder; float weights as `dtype`, the codec's statistics in float32."""
+        """Write the folder; float weights as `dtype`, the codec's statistics in float32.
+
+        Raises:
+            ValueError: the model was loaded with a decoder that is not its own.
+        """
+        if isinstance(self.codec, SwappedCodec):
+            raise ValueError("load the model with decoder='full' to save it")
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            name: value.detach().to(torch.float32 if name in dict(self.named_buffers()) else dtype).contiguous()
-            for name, value in self.state_dict().items()
+        buffers, state = dict(self.named_buffers()), self.state_dict()
+        shapes = {
+            name: (torch.float32 if name in buffers else dtype, tuple(value.shape)) for name, value in state.items()
         }
-        temporary = folder / f".{WEIGHTS}.partial"
-        save_file(tensors, temporary)
-        temporary.chmod(0o644)  # the library makes it readable to its owner alone
+        write_safetensors(folder / WEIGHTS, shapes, state.__getitem__)
+        if self.text is not None:
+            write_text(folder / TEXT, self.text[0])
         self.config.save(folder / CONFIG)
-        os.replace(temporary, folder / WEIGHTS)
 
     @staticmethod
-    def load(folder: Path) -> AvatarModel:
-        """Read a folder; weights in float32 on the CPU, in evaluation mode.
+    def load(
+        folder: Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        decoder: DecoderName = "full",
+    ) -> AvatarModel:
+        """Read a folder, in evaluation mode; every tensor goes straight to where it stays.
+
+        Args:
+            folder: config.json, and model.safetensors or an index of shards; with a text path text.safetensors, and
+                light.safetensors or pruned.safetensors where such a decoder is wanted.
+            device: of the weights.
+            dtype: of the transformer and of the decoder; everything else is float32.
+            decoder: the model's own, or one of Wan's latents beside it.
 
         Raises:
             UserError: a missing or damaged file, or the first tensor that does not fit the configuration.
         """
-        try:
-            text = (folder / CONFIG).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{folder}: no readable {CONFIG} ({error}); give a model folder with {CONFIG} and {WEIGHTS}"
-            ) from error
-        model = AvatarModel(ModelConfig.from_json(text, source=str(folder / CONFIG)))
-        model._read_weights(folder / WEIGHTS)
+        config = read_config(folder)
+        other = None
+        if decoder not in DECODERS:
+            raise UserError(f"unknown decoder {decoder!r}; use {', '.join(DECODERS)}")
+        if decoder != "full":
+            if not isinstance(config.codec, WanCodecConfig):
+                raise UserError(f"{folder}: this model has one decoder; leave out --decoder, or give full")
+            other = read_decoder_config(decoder_file(folder, decoder))
+        with torch.device("meta"):
+            model = AvatarModel(config, other)
+        model._read_weights(folder, device, dtype)
+        if isinstance(model.codec, SwappedCodec):
+            fill_decoder(model.codec.other, decoder_file(folder, decoder), device, dtype)
+        if config.transformer.text_dim:
+            model.text = read_text(folder / TEXT, config.transformer.text_dim).to(device, dtype)
+        if torch.device(device).type == "cuda" and isinstance(model.codec, WanEncoder):
+            model.codec.channels_last()  # of whatever decoder it has
         return model.eval().requires_grad_(False)
 
-    def _read_weights(self, path: Path) -> None:
-        expected = self.state_dict()
-        try:
-            with safe_open(path, framework="pt") as file:
-                found = set(file.keys())
-                _same_keys(path, set(expected), found)
-                for name, value in expected.items():
-                    shape = tuple(file.get_slice(name).get_shape())
-                    if shape != tuple(value.shape):
-                        raise UserError(
-                            f"{path}: {name} has shape {shape} but {CONFIG} asks for {tuple(value.shape)}; "
-                            "use the config.json that was saved with these weights"
-                        )
-                    value.copy_(file.get_tensor(name))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot read weights ({error}); copy or download the file again") from error
+    def _read_weights(self, folder: Path, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Everything but a decoder that is not the model's own."""
+        expected = {name: shape for name, shape in shapes_of(self).items() if not name.startswith("codec.other.")}
+        path = folder / WEIGHTS if (folder / WEIGHTS).exists() else folder / f"{WEIGHTS}.index.json"
+        with open_weights(path if path.exists() else folder / WEIGHTS) as stored:
+            found = dict(stored.shapes)
+            if isinstance(self.codec, SwappedCodec):
+                found = {name: shape for name, shape in found.items() if not name.startswith(OWN_DECODER)}
+            check(path, expected, found, f"use the {CONFIG} that was saved with these weights")
+            fill(self, stored, expected, device, self.precision(dtype))
+
+    def precision(self, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+        """The type of every tensor, by name, of a model whose transformer and decoder compute in `dtype`."""
+        buffers = dict(self.named_buffers())
+        heavy = ("transformer.", *(f"codec.{name}" for name in heavy_parts(self.codec)))
+        return lambda name: dtype if name.startswith(heavy) and name not in buffers else torch.float32
 
 
-def _same_keys(path: Path, expected: set[str], found: set[str]) -> None:
-    for title, names in (("is missing", expected - found), ("has unexpected", found - expected)):
-        if names:
-            raise UserError(
-                f"{path}: {title} {len(names)} tensors, the first {min(names)}; "
-                f"use the {CONFIG} that was saved with these weights"
-            )
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration in a model folder.
+
+    Raises:
+        UserError: it is missing, damaged or not valid.
+    """
+    try:
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{folder}: no readable {CONFIG} ({error}); give a model folder with {CONFIG} and {WEIGHTS}"
+        ) from error
+    return ModelConfig.from_json(text, source=str(folder / CONFIG))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,24 @@ from torch.utils.checkpoint import checkpoint
 from streamavatar.cache import View
 from streamavatar.config import TransformerConfig
 from streamavatar.ops.attention import attention
+from streamavatar.ops.fused import gated, norm_modulate, norm_rope, rms_norm
 from streamavatar.ops.rope import Rope, apply_rope, rope
 from streamavatar.schedule import TIMESTEPS, sample_from_velocity
+
+
+class KV(NamedTuple):
+    """Keys and values that tokens attend to, [B, heads, M, head_dim]."""
+
+    k: Tensor
+    v: Tensor
+
+
+class BlockKeys(NamedTuple):
+    """What a block makes of the conditions; of the audio [B * T, heads, tokens, head_dim]."""
+
+    talk: KV
+    listen: KV
+    text: KV | None
 
 
 @dataclass(frozen=True)
@@ -31,17 +47,24 @@ class Conditions:
         talk, listen: audio tokens, [B, T, tokens, audio_dim].
         reference: the clean reference latent, [B, C, 1, H, W].
         text: text embedding [B, L, text_dim], where the model has a text path.
+        keys: what each block makes of them, if `Transformer.prepare` has been asked; audio and text are not looked at
+            then.
     """
 
     talk: Tensor
     listen: Tensor
     reference: Tensor
     text: Tensor | None = None
+    keys: tuple[BlockKeys, ...] | None = None
 
     def latents(self, span: slice | range) -> Conditions:
         """The conditions of some of the latents."""
         part = slice(span.start, span.stop)
-        return replace(self, talk=self.talk[:, part], listen=self.listen[:, part])
+        return replace(self, talk=self.talk[:, part], listen=self.listen[:, part], keys=None)
+
+
+Given = tuple[Conditions, Tensor | None]
+"""Conditions and the embedded text [B, L, dim]."""
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -65,7 +88,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
-        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        assert self.eps is not None
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SelfAttention(nn.Module):
@@ -73,7 +97,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.eps = heads, eps
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
@@ -82,12 +106,18 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(dim, eps=eps)
 
     def forward(self, x: Tensor, table: Rope, layer: int, view: View | None, mask: Tensor | None) -> Tensor:
-        q = _split_heads(self.norm_q(self.q(x)), self.heads)
-        k = _split_heads(self.norm_k(self.k(x)), self.heads)
         v = _split_heads(self.v(x), self.heads)
-        q, k_rotated = apply_rope(q, table).to(v.dtype), apply_rope(k, table).to(v.dtype)
+        q = self._rotated(self.q(x), self.norm_q, table).to(v.dtype)
+        if view is not None and view.needs_raw:
+            k = _split_heads(self.norm_k(self.k(x)), self.heads)
+            k_rotated = apply_rope(k, table).to(v.dtype)
+        else:
+            k = k_rotated = self._rotated(self.k(x), self.norm_k, table).to(v.dtype)
         keys, values = (k_rotated, v) if view is None else view.attend(layer, k.to(v.dtype), k_rotated, v)
         return self.o(_merge_heads(attention(q, keys, values, mask)))
+
+    def _rotated(self, x: Tensor, norm: RMSNorm, table: Rope) -> Tensor:
+        return norm_rope(x, norm.weight, table, self.heads, self.eps)
 
 
 class TextAttention(nn.Module):
@@ -103,11 +133,14 @@ class TextAttention(nn.Module):
         self.norm_q = RMSNorm(dim, eps=eps)
         self.norm_k = RMSNorm(dim, eps=eps)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def keys(self, text: Tensor) -> KV:
+        """Of embedded text [B, L, dim]."""
+        k, v = _split_heads(self.norm_k(self.k(text)), self.heads), _split_heads(self.v(text), self.heads)
+        return KV(k.to(v.dtype), v)
+
+    def forward(self, x: Tensor, text: KV) -> Tensor:
         q = _split_heads(self.norm_q(self.q(x)), self.heads)
-        k = _split_heads(self.norm_k(self.k(text)), self.heads)
-        v = _split_heads(self.v(text), self.heads)
-        return self.o(_merge_heads(attention(q.to(v.dtype), k.to(v.dtype), v)))
+        return self.o(_merge_heads(attention(q.to(text.v.dtype), *text)))
 
 
 class AudioAttention(nn.Module):
@@ -127,15 +160,18 @@ class AudioAttention(nn.Module):
         nn.init.zeros_(self.o.weight)
         nn.init.zeros_(self.o.bias)
 
-    def forward(self, x: Tensor, audio: Tensor) -> Tensor:
-        """x [B, T*N, dim], audio [B, T, tokens, audio_dim] to [B, T*N, dim]."""
-        batch, latents = audio.shape[:2]
-        rows = x.unflatten(1, (latents, -1)).flatten(0, 1)
+    def keys(self, audio: Tensor) -> KV:
+        """Of audio tokens [B, T, tokens, audio_dim]."""
         k, v = self.kv(audio.flatten(0, 1)).chunk(2, dim=-1)
-        q = self.norm_q(_split_heads(self.q(rows), self.heads))
         k, v = self.norm_k(_split_heads(k, self.heads)), _split_heads(v, self.heads)
-        out = self.o(_merge_heads(attention(q.to(v.dtype), k.to(v.dtype), v)))
-        return out.unflatten(0, (batch, latents)).flatten(1, 2)
+        return KV(k.to(v.dtype), v)
+
+    def forward(self, x: Tensor, audio: KV) -> Tensor:
+        """[B, T*N, dim] to the same."""
+        rows = x.unflatten(1, (audio.k.shape[0] // x.shape[0], -1)).flatten(0, 1)
+        q = self.norm_q(_split_heads(self.q(rows), self.heads))
+        out = self.o(_merge_heads(attention(q.to(audio.v.dtype), *audio)))
+        return out.view_as(x)
 
 
 class Block(nn.Module):
@@ -144,8 +180,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         dim, heads, eps = config.dim, config.heads, config.eps
-        self.layer = layer
-        self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.layer, self.eps = layer, eps
         self.self_attn = SelfAttention(dim, heads, eps)
         if config.text_dim:
             self.norm3 = nn.LayerNorm(dim, eps)
@@ -153,36 +188,33 @@ class Block(nn.Module):
         self.norm_audio = nn.LayerNorm(dim, eps)
         self.talk_attn = AudioAttention(dim, heads, config.audio_dim, eps)
         self.listen_attn = AudioAttention(dim, heads, config.audio_dim, eps)
-        self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
+    def keys(self, conditions: Conditions, text: Tensor | None) -> BlockKeys:
+        """What this block attends to of the conditions and the embedded text; the same in every pass of a chunk."""
+        return BlockKeys(
+            self.talk_attn.keys(conditions.talk),
+            self.listen_attn.keys(conditions.listen),
+            None if text is None else self.cross_attn.keys(text),
+        )
+
     def forward(
-        self, x: Tensor, e: Tensor, table: Rope, conditions: Conditions, view: View | None, mask: Tensor | None
+        self, x: Tensor, e: Tensor, table: Rope, given: Given, view: View | None, mask: Tensor | None
     ) -> Tensor:
         """x [B, T*N, dim], e float32 [B, T, 6, dim] to [B, T*N, dim]."""
+        conditions, text = given
+        # In training they are made here, inside of what activation checkpointing forgets.
+        keys = conditions.keys[self.layer] if conditions.keys else self.keys(conditions, text)
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + e).to(x.dtype).unbind(2)
-        h = modulate(self.norm1(x), shift1, scale1)
+        h = norm_modulate(x, shift1, scale1, self.eps)
         x = gated(x, self.self_attn(h, table, self.layer, view, mask), gate1)
-        if conditions.text is not None:
-            x = x + self.cross_attn(self.norm3(x), conditions.text)
+        if keys.text is not None:
+            x = x + self.cross_attn(self.norm3(x), keys.text)
         h = self.norm_audio(x)
-        x = x + self.talk_attn(h, conditions.talk) + self.listen_attn(h, conditions.listen)
-        h = modulate(self.norm2(x), shift2, scale2)
+        x = x + self.talk_attn(h, keys.talk) + self.listen_attn(h, keys.listen)
+        h = norm_modulate(x, shift2, scale2, self.eps)
         return gated(x, self.ffn(h), gate2)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift with one shift and scale per latent: x [B, T*N, dim], the others [B, T, dim]."""
-    rows = x.unflatten(1, (shift.shape[1], -1))
-    return torch.addcmul(shift[:, :, None], rows, 1 + scale[:, :, None]).flatten(1, 2)
-
-
-def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """x + gate * update with one gate per latent."""
-    return (x.unflatten(1, (gate.shape[1], -1)) + update.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]).flatten(
-        1, 2
-    )
 
 
 class Head(nn.Module):
@@ -190,13 +222,13 @@ class Head(nn.Module):
 
     def __init__(self, dim: int, out: int, eps: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.eps = eps
         self.head = nn.Linear(dim, out)
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         shift, scale = (self.modulation + e[:, :, None]).to(x.dtype).unbind(2)
-        return self.head(modulate(self.norm(x), shift, scale))
+        return self.head(norm_modulate(x, shift, scale, self.eps))
 
 
 class Transformer(nn.Module):
@@ -253,6 +285,23 @@ class Transformer(nn.Module):
             tokens = self._run_block(block, tokens, inputs)
         return self._unpatchify(self.head(tokens, e), x.shape[2], self._grid(x))
 
+    def prepare(self, conditions: Conditions, earlier: Conditions | None = None) -> Conditions:
+        """The conditions with every block's keys and values, so that the passes of a chunk share them.
+
+        Args:
+            conditions: of a chunk.
+            earlier: prepared ones of which the keys of the text are taken over if the text is the same tensor.
+        """
+        if earlier is not None and earlier.keys and conditions.text is earlier.text:
+            texts = [keys.text for keys in earlier.keys]
+            made = [block.keys(conditions, None) for block in self.blocks]  # type: ignore[operator]
+            return replace(conditions, keys=tuple(m._replace(text=t) for m, t in zip(made, texts, strict=True)))
+        text = self._embed_text(conditions)
+        return replace(conditions, keys=tuple(block.keys(conditions, text) for block in self.blocks))  # type: ignore[operator]
+
+    def _embed_text(self, conditions: Conditions) -> Tensor | None:
+        return None if conditions.text is None else self.text_embedding(conditions.text)
+
     def tap(self, x: Tensor, timesteps: Tensor, conditions: Conditions, taps: tuple[int, ...]) -> list[Tensor]:
         """Tokens [B, T*N, dim] after some blocks (0-based) of a pass without a view; see :meth:`forward`."""
         tokens, _, inputs = self._prepare(x, timesteps, conditions, None, None)
@@ -270,14 +319,15 @@ class Transformer(nn.Module):
         self, x: Tensor, timesteps: Tensor, conditions: Conditions, view: View | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """The first tokens, the time embedding [B, T, dim], and what every block gets beside its tokens."""
-        times = tuple(range(x.shape[2])) if view is None else view.times
-        table = rope(times, self._grid(x), self.config.head_dim, self.config.rope_theta)
-        table = Rope(table.cos.to(x.device), table.sin.to(x.device))
+        if view is None:
+            times = tuple(range(x.shape[2]))
+            table = rope(times, self._grid(x), self.config.head_dim, self.config.rope_theta).to(x.device)
+        else:
+            table = view.table(x.device)
         tokens = self._embed(self._condition(x, timesteps, conditions.reference.to(x.dtype)))
-        if conditions.text is not None:
-            conditions = replace(conditions, text=self.text_embedding(conditions.text))
+        given = (conditions, None if conditions.keys else self._embed_text(conditions))
         e = self.time_embedding(timestep_embedding(timesteps, self.config.freq_dim).to(tokens.dtype))
-        return tokens, e, (self.time_projection(e).unflatten(-1, (6, -1)), table, conditions, view, mask)
+        return tokens, e, (self.time_projection(e).unflatten(-1, (6, -1)), table, given, view, mask)
 
     def _run_block(self, block: nn.Module, tokens: Tensor, inputs: tuple[Any, ...]) -> Tensor:
         if self.checkpoint_blocks and torch.is_grad_enabled():

@@ -319,8 +319,21 @@ def _open_pickle(path: Path, part: str | None) -> Stored:
     return Stored({name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__, chosen)
 
 
-def _check_config(path: Path, config: TransformerConfig) -> None:
-    """What no shape shows, asked of the config.json that Wan and diffusers put beside their weights."""
+def check_config(path: Path, config: TransformerConfig) -> None:
+    """What no shape shows, asked of the config.json that Wan and diffusers put beside their weights.
+
+    Args:
+        path: of the weights, a file or a folder.
+        config: what they should be made for.
+
+    Raises:
+        UserError: they are made for something else.
+    """
+    for folder in (path, path / "transformer") if path.is_dir() else (path.parent,):
+        _check_config_in(folder, config)
+
+
+def _check_config_in(path: Path, config: TransformerConfig) -> None:
     file = path / "config.json"
     if not file.is_file():
         return
@@ -378,42 +391,48 @@ def load_backbone(
         UserError: a file that is missing, damaged, or does not fit; it names the tensors.
     """
     path = Path(path)
-    for folder in (path, path / "transformer") if path.is_dir() else (path.parent,):
-        _check_config(folder, transformer.config)
+    check_config(path, transformer.config)
     targets = transformer.state_dict()
     with open_weights(path, part) as stored:
         found = match({name: tuple(value.shape) for name, value in targets.items()}, stored.shapes, str(path))
         for name, theirs in found.names.items():
-            _place(transformer, name, stored.read(theirs), device)
+            place(transformer, name, stored.read(theirs), device)
         network = stored.part
     _start_audio(transformer, [name for name in found.initial if targets[name].is_meta], device)
     return Loaded(found.naming, network, len(found.names), found.initial)
 
 
-def _place(module: nn.Module, name: str, value: Tensor, device: torch.device | str) -> None:
-    """Copy a value into a parameter or buffer, which is made first if it is on the meta device."""
+def place(
+    module: nn.Module, name: str, value: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
+) -> None:
+    """Copy a value into a parameter or buffer; one on the meta device is made first, in `dtype` (or its own)."""
     owner, _, leaf = name.rpartition(".")
     home = module.get_submodule(owner)
     old: Tensor = getattr(home, leaf)
     if not old.is_meta:
         old.copy_(value)
         return
-    new = torch.empty_like(old, device=device).copy_(value)
+    new = torch.empty_like(old, dtype=dtype, device=device).copy_(value)
     setattr(home, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def fresh_audio(config: TransformerConfig, layer: int) -> dict[str, Tensor]:
+    """Initial values of a block's audio attention, by our names; its output is zero."""
+    modules = nn.ModuleDict(
+        {
+            "norm_audio": nn.LayerNorm(config.dim, config.eps),
+            "talk_attn": AudioAttention(config.dim, config.heads, config.audio_dim, config.eps),
+            "listen_attn": AudioAttention(config.dim, config.heads, config.audio_dim, config.eps),
+        }
+    )
+    return {f"blocks.{layer}.{name}": value for name, value in modules.state_dict().items()}
 
 
 def _start_audio(transformer: Transformer, names: list[str], device: torch.device | str) -> None:
     """Initial values for audio attention on the meta device: those of a fresh one, whose output is zero."""
-    c, wanted = transformer.config, set(names)
-    for layer in range(c.layers):
+    wanted = set(names)
+    for layer in range(transformer.config.layers):
         with torch.device(device):
-            fresh = nn.ModuleDict(
-                {
-                    "norm_audio": nn.LayerNorm(c.dim, c.eps),
-                    "talk_attn": AudioAttention(c.dim, c.heads, c.audio_dim, c.eps),
-                    "listen_attn": AudioAttention(c.dim, c.heads, c.audio_dim, c.eps),
-                }
-            )
-        for name, value in fresh.state_dict().items():
-            if f"blocks.{layer}.{name}" in wanted:
-                _place(transformer, f"blocks.{layer}.{name}", value, device)
+            fresh = fresh_audio(transformer.config, layer)
+        for name in wanted & fresh.keys():
+            place(transformer, name, fresh[name], device)

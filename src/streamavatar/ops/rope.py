@@ -13,12 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from streamavatar.ops.transfer import upload
+
 
 class Rope(NamedTuple):
     """cos and sin of the angles, float32 [tokens, head_dim / 2]."""
 
     cos: Tensor
     sin: Tensor
+
+    def to(self, device: torch.device) -> Rope:
+        return Rope(upload(self.cos, device), upload(self.sin, device))
 
 
 def axis_split(head_dim: int) -> tuple[int, int, int]:
@@ -29,7 +34,7 @@ def axis_split(head_dim: int) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=16)
 def _frequencies(channels: int, theta: float) -> Tensor:
-    exponents = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+    exponents = torch.arange(0, channels, 2, dtype=torch.float64, device="cpu") / channels
     return theta**-exponents
 
 
@@ -40,20 +45,20 @@ def rope(times: tuple[int, ...], grid: tuple[int, int], head_dim: int, theta: fl
     rows, columns = grid
     split = axis_split(head_dim)
     axes: Sequence[Sequence[int]] = (times, range(rows), range(columns))
-    time, row, column = (
-        torch.outer(torch.tensor(list(axis), dtype=torch.float64), _frequencies(channels, theta))
+    angles = [
+        torch.outer(torch.tensor(list(axis), dtype=torch.float64, device="cpu"), _frequencies(channels, theta))
         for axis, channels in zip(axes, split, strict=True)
-    )
+    ]
+    # Cosines of the few rows of each axis, not of all tokens: every chunk of every session asks for new ones.
     shape = (len(times), rows, columns)
-    angles = torch.cat(
-        [
-            time[:, None, None].expand(*shape, -1),
-            row[None, :, None].expand(*shape, -1),
-            column[None, None].expand(*shape, -1),
-        ],
-        dim=-1,
-    ).flatten(0, 2)
-    return Rope(angles.cos().float(), angles.sin().float())
+    return Rope(*(_spread([turn(axis).float() for axis in angles], shape) for turn in (torch.cos, torch.sin)))
+
+
+def _spread(axes: list[Tensor], shape: tuple[int, int, int]) -> Tensor:
+    """Rows of time, row and column, side by side for every token."""
+    time, row, column = axes
+    parts = (time[:, None, None], row[None, :, None], column[None, None])
+    return torch.cat([part.expand(*shape, -1) for part in parts], dim=-1).flatten(0, 2)
 
 
 def apply_rope(x: Tensor, table: Rope) -> Tensor:

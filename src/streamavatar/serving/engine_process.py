@@ -56,9 +56,19 @@ class _Slot:
         self.memory = SharedMemory(create=True, size=int(np.prod(shape)))
         self.frames: Frames = np.ndarray(shape, np.uint8, buffer=self.memory.buf)
         self.making: Future[Frames] | None = None
+        self._lock, self._open = Lock(), True
+
+    def put(self, frames: Frames) -> None:
+        """Hand a chunk over, from the decoder's worker; nothing happens once the session is closed."""
+        pictures = to_i420(frames)
+        with self._lock:
+            if self._open:
+                self.frames[:] = pictures
 
     def close(self) -> None:
-        del self.frames
+        with self._lock:
+            self._open = False
+            del self.frames
         self.memory.close()
         with suppress(FileNotFoundError):  # unlinked already, unless nobody came to attach
             self.memory.unlink()
@@ -130,7 +140,7 @@ class Engine:
         """On the decoder's worker: hand the frames over."""
         try:
             frames, decoded = made.result(), perf_counter()
-            slot.frames[:] = to_i420(frames)
+            slot.put(frames)
             latest = slot.session.telemetry.latest()
             seconds = {**latest, "encode": perf_counter() - decoded, "queue": decoded - begun - sum(latest.values())}
             self._answer(Answer(number, seconds))
@@ -182,7 +192,12 @@ def run_engine(pipe: Connection, settings: EngineSettings) -> None:
 
     try:
         avatar = Avatar.load(
-            settings.model, device=settings.device, precision=settings.precision, threads=settings.threads
+            settings.model,
+            device=settings.device,
+            precision=settings.precision,
+            threads=settings.threads,
+            decoder=settings.decoder,
+            decoder_device=settings.decoder_device,
         )
     except UserError as error:
         answer(Answer(0, error=str(error)))

@@ -21,7 +21,7 @@ class EngineSettings:
 
     Attributes:
         model: folder; the bundled default if None.
-        device, precision, threads: as for `Avatar.load`.
+        device, precision, threads, decoder, decoder_device: as for `Avatar.load`.
         sessions: how many at a time; measured at the start if None.
         most_sessions: limit of that measurement.
         start_seconds, answer_seconds: after which an engine that says nothing is killed.
@@ -35,6 +35,8 @@ class EngineSettings:
     most_sessions: int = 8
     start_seconds: float = 120.0
     answer_seconds: float = 20.0
+    decoder: Literal["full", "light", "pruned"] = "full"
+    decoder_device: str | None = None
 
 
 @dataclass(frozen=True)

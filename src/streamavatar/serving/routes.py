@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, WebSocket
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse
 from numpy.typing import NDArray
 
@@ -344,7 +345,8 @@ async def trace(entry: EntryIn) -> dict[str, Any]:
 @sessions.websocket("/{session}/events")
 async def events(socket: WebSocket, session: Name, token: Annotated[str, Query(max_length=100)] = "") -> None:
     house: House = socket.app.state.house
-    await serve_events(socket, house.registry, session, token or bearer(socket.headers.get("authorization")))
+    with suppress(WebSocketDisconnect):  # the client may leave at any moment
+        await serve_events(socket, house.registry, session, token or bearer(socket.headers.get("authorization")))
 
 
 # videos ----------------------------------------------------------------------------------------------

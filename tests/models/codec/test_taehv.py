@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from streamavatar.config import TaehvConfig
 from streamavatar.errors import UserError
-from streamavatar.models.codec.taehv import Taehv, TaehvConfig
+from streamavatar.models.codec.taehv import Taehv
 
 SMALL = TaehvConfig(latent_channels=6, encoder_width=8, decoder_widths=(12, 10, 8, 6))
 HEIGHT, WIDTH = 32, 48
@@ -96,7 +97,7 @@ def test_load(codec: Taehv) -> None:
     good = codec.state_dict()
     with pytest.raises(UserError, match=r"decoder\.1\.weight has shape \(12, 5, 3, 3\).*\(12, 6, 3, 3\)"):
         Taehv(SMALL).load({**good, "decoder.1.weight": torch.zeros(12, 5, 3, 3)})
-    with pytest.raises(UserError, match=r"lacks 1 tensors, the first encoder\.0\.bias"):
+    with pytest.raises(UserError, match=r"is missing 1 tensors, the first encoder\.0\.bias"):
         Taehv(SMALL).load({name: value for name, value in good.items() if name != "encoder.0.bias"})
     # A checkpoint that grows time where we do not: its last frame's rows, as in the reference's patch_tgrow_layers.
     name, other = "decoder.7.conv.weight", Taehv(SMALL)

@@ -10,21 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from streamavatar.config import WanCodecConfig
 from streamavatar.errors import UserError
-from streamavatar.models.codec.wan import (
-    MEANS,
-    STDS,
-    WanCodec,
-    WanCodecConfig,
-    WanState,
-    average_down,
-    duplicate_up,
-    from_wan,
-    to_wan,
-)
+from streamavatar.models.codec.names import from_wan, to_wan
+from streamavatar.models.codec.wan import WanCodec, WanState, average_down, duplicate_up
 
-SMALL = WanCodecConfig(z_dim=6, encoder_dim=8, decoder_dim=12, means=MEANS[:6], stds=STDS[:6])
 FULL = WanCodecConfig()
+SMALL = WanCodecConfig(z_dim=6, encoder_dim=8, decoder_dim=12, means=FULL.means[:6], stds=FULL.stds[:6])
 LATENTS = 5
 HEIGHT, WIDTH = 32, 48
 
@@ -165,15 +157,15 @@ def wan_table() -> dict[str, tuple[int, ...]]:
 def test_wan_names() -> None:
     with torch.device("meta"):
         ours = WanCodec(FULL).state_dict()
-    assert {name: tuple(value.shape) for name, value in to_wan(ours, FULL).items()} == wan_table()
-    there_and_back = from_wan(to_wan(ours, FULL), FULL)
+    assert {name: tuple(value.shape) for name, value in to_wan(ours, 2).items()} == wan_table()
+    there_and_back = from_wan(to_wan(ours, 2), ours, 2)
     assert list(there_and_back) == list(ours)
     assert all(there_and_back[name] is ours[name] for name in ours)
 
 
 def test_loads_either_names(codec: WanCodec) -> None:
     other = WanCodec(SMALL)
-    other.load(to_wan(codec.state_dict(), SMALL))
+    other.load(to_wan(codec.state_dict(), 2))
     for name, value in other.state_dict().items():
         assert torch.equal(value, codec.state_dict()[name]), name
 
@@ -182,7 +174,7 @@ def test_loads_either_names(codec: WanCodec) -> None:
 def test_load_says_what_is_wrong(codec: WanCodec, wan: bool) -> None:
     def tried(weights: dict[str, Tensor]) -> str:
         with pytest.raises(UserError) as error:
-            WanCodec(SMALL).load(to_wan(weights, SMALL) if wan else weights, "vae.pth")
+            WanCodec(SMALL).load(to_wan(weights, 2) if wan else weights, "vae.pth")
         return str(error.value)
 
     good = codec.state_dict()
@@ -190,8 +182,8 @@ def test_load_says_what_is_wrong(codec: WanCodec, wan: bool) -> None:
     assert message.startswith("vae.pth: decoder.conv_in.weight has shape (48, 5, 3, 3, 3)")
     assert "(48, 6, 3, 3, 3)" in message
     fewer = {name: value for name, value in good.items() if name != "quant_conv.bias"}
-    assert "lacks 1 tensors, the first quant_conv.bias" in tried(fewer)
-    assert "also has 1 tensors, the first extra" in tried({**good, "extra": torch.zeros(1)})
+    assert "is missing 1 tensors, the first quant_conv.bias" in tried(fewer)
+    assert "has unexpected 1 tensors, the first extra" in tried({**good, "extra": torch.zeros(1)})
 
 
 def test_config_is_checked() -> None:

@@ -16,6 +16,7 @@ transformer has to make is motion, and it should be of the size of the noise.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -127,6 +128,13 @@ def warp(picture: Tensor, flow: Tensor) -> Tensor:
     return moved.unflatten(2, (-1, height)).transpose(1, 2)
 
 
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """No lower precision than asked for; devices that hold no numbers (meta) have none to switch off."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class LightCodec(nn.Module):
     """See the module's docstring.
 
@@ -204,7 +212,7 @@ class LightCodec(nn.Module):
 
     def _linear(self, latents: Tensor) -> Tensor:
         """Latents [N, C, h, w] to frames [N, 4, 3, H, W] through the transposed linear map."""
-        with torch.autocast(latents.device.type, enabled=False):  # eight bits of mantissa would show as bands
+        with _without_autocast(latents.device):  # eight bits of mantissa would show as bands
             z = latents.float().permute(0, 2, 3, 1) * self.scale + self.shift
             return self._pictures(z @ self.synthesis.t() + self.mean)
 

@@ -23,42 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamavatar.models.codec.wan import load_exactly
-
-
-@dataclass(frozen=True)
-class TaehvConfig:
-    """Sizes; the defaults are those of taew2_2.pth.
-
-    Attributes:
-        latent_channels: of the latents.
-        patch: pixels (each way) that become channels.
-        encoder_width: channels of the encoder.
-        decoder_widths: channels of the decoder's three levels, coarsest first, and of its last convolution.
-        encoder_time: which of the encoder's three steps halve time.
-        decoder_time: which of the decoder's three steps double time.
-    """
-
-    latent_channels: int = 48
-    patch: int = 2
-    encoder_width: int = 64
-    decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
-    encoder_time: tuple[bool, bool, bool] = (True, True, False)
-    decoder_time: tuple[bool, bool, bool] = (False, True, True)
-
-    def __post_init__(self) -> None:
-        if sum(self.encoder_time) != sum(self.decoder_time):
-            raise ValueError("taehv: the encoder must halve time as often as the decoder doubles it")
-
-    @property
-    def temporal_stride(self) -> int:
-        """Frames per latent."""
-        return 2 ** sum(self.decoder_time)
-
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels per latent position, each way."""
-        return self.patch * 8
+from streamavatar.config import TaehvConfig
+from streamavatar.models.codec.names import load_exactly
 
 
 @dataclass(frozen=True)

@@ -16,74 +16,20 @@ Copies: a causal convolution joins its history and its input, one copy of the in
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamavatar.errors import UserError
+from streamavatar.config import WanCodecConfig
+from streamavatar.models.codec.names import from_wan, is_wan, load_exactly
 
-# The latents' mean and spread per channel (Wan2.2, wan/modules/vae2_2.py, class Wan2_2_VAE).
-# fmt: off
-MEANS = (
-    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
-    0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
-    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
-    -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
-)
-STDS = (
-    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
-    0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
-    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
-    0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
-)
-# fmt: on
-
-
-@dataclass(frozen=True)
-class WanCodecConfig:
-    """Sizes of the autoencoder; the defaults are Wan2.2-TI2V-5B's.
-
-    Attributes:
-        z_dim: latent channels.
-        encoder_dim, decoder_dim: channels at the finest level.
-        dim_mult: channels per level as multiples of these, finest first.
-        res_blocks: residual blocks per level of the encoder; the decoder has one more.
-        temporal_down: which of the steps between levels halve time as well; finest first.
-        patch: pixels (each way) that become channels before the first level.
-        means, stds: of the latents, per channel.
-    """
-
-    z_dim: int = 48
-    encoder_dim: int = 160
-    decoder_dim: int = 256
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    res_blocks: int = 2
-    temporal_down: tuple[bool, ...] = (False, True, True)
-    patch: int = 2
-    means: tuple[float, ...] = MEANS
-    stds: tuple[float, ...] = STDS
-
-    def __post_init__(self) -> None:
-        if len(self.dim_mult) != len(self.temporal_down) + 1:
-            raise ValueError(f"wan codec: {len(self.dim_mult)} levels need {len(self.dim_mult) - 1} temporal_down")
-        if not len(self.means) == len(self.stds) == self.z_dim:
-            raise ValueError(f"wan codec: z_dim {self.z_dim} needs as many means and stds")
-
-    @property
-    def temporal_stride(self) -> int:
-        """Frames per latent."""
-        return 2 ** sum(self.temporal_down)
-
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels per latent position, each way."""
-        return self.patch * 2 ** len(self.temporal_down)
-
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 History = Mapping[str, Tensor]
 """Of each causal convolution, by its name, the last frames of its input [B, C, 1 or 2, h, w]; empty at the start."""
@@ -267,19 +213,23 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level of the decoder: residual blocks and, where `space` is 2, a step to the next beside a shortcut."""
+    """One level of the decoder: residual blocks and, where `space` is 2, a step to the next beside a shortcut.
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, time: int, space: int) -> None:
+    The shortcut reads the first `reads` channels: all of them in Wan's own decoder, fewer where a level is pruned more
+    than the one before.
+    """
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, time: int, space: int, reads: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([ResidualBlock(outputs if i else inputs, outputs) for i in range(blocks)])
         self.upsampler = Upsampler(outputs, time == 2) if space == 2 else None
-        self.outputs, self.time, self.space = outputs, time, space
+        self.outputs, self.time, self.space, self.reads = outputs, time, space, reads
 
     def forward(self, x: Tensor, past: History) -> Pass:
         if self.upsampler is None:
             return _in_turn(self.resnets, x, past)
         y, new = _in_turn((*self.resnets, self.upsampler), x, past)
-        around = duplicate_up(x, self.outputs, self.time, self.space)
+        around = duplicate_up(x[:, : self.reads], self.outputs, self.time, self.space)
         return y + (around if past else around[:, :, self.time - 1 :]), new  # the clip's first frame is not doubled
 
 
@@ -308,12 +258,14 @@ class Decoder(nn.Module):
 
     def __init__(self, config: WanCodecConfig) -> None:
         super().__init__()
-        widths = [config.decoder_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
+        widths = config.widths
         self.conv_in = CausalConv3d(config.z_dim, widths[0], (3, 3, 3))
         self.mid_block = MidBlock(widths[0])
         factors = [*((1 + temporal, 2) for temporal in reversed(config.temporal_down)), (1, 1)]
-        levels = zip(widths[:-1], widths[1:], factors, strict=True)
-        self.up_blocks = nn.ModuleList([UpBlock(a, b, config.res_blocks + 1, *factor) for a, b, factor in levels])
+        levels = zip(widths[:-1], widths[1:], factors, (*config.shortcut_ratios, 0), strict=True)
+        self.up_blocks = nn.ModuleList(
+            [UpBlock(a, b, config.res_blocks + 1, *factor, reads=b * ratio) for a, b, factor, ratio in levels]
+        )
         self.norm_out = ChannelNorm(widths[-1], 3)
         self.conv_out = CausalConv3d(widths[-1], 3 * config.patch**2, (3, 3, 3))
 
@@ -330,24 +282,49 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None, None][None]
 
 
-class WanCodec(nn.Module):
-    """See the module's docstring. Frames and latents go in and come out in float32, whatever the weights are in.
+def _name_convolutions(module: nn.Module) -> None:
+    """Tell every causal convolution the name under which it finds its history."""
+    for name, part in module.named_modules():
+        if isinstance(part, CausalConv3d):
+            part.name = name
 
-    Args:
-        config: sizes.
-    """
+
+class _Half(nn.Module):
+    """What the two halves of the codec share; each works alone."""
 
     def __init__(self, config: WanCodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.quant_conv = nn.Conv3d(2 * config.z_dim, 2 * config.z_dim, 1)
-        self.post_quant_conv = nn.Conv3d(config.z_dim, config.z_dim, 1)
-        for name, module in self.named_modules():
-            if isinstance(module, CausalConv3d):
-                module.name = name
 
-    # one pass --------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def channels_last(self) -> Self:
+        """Lay out the convolutions' weights channels-last, in place; `Module.to` cannot mix 4 and 5 dimensions."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
+            elif isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
+        return self
+
+    def load(self, tensors: Mapping[str, Tensor], source: str = "weights") -> None:
+        """Take over weights under Wan's or diffusers' names.
+
+        Raises:
+            UserError: a tensor is missing, too many or of another shape.
+        """
+        if is_wan(tensors):
+            tensors = from_wan(tensors, self.state_dict(), self.config.res_blocks)
+        load_exactly(self, tensors, source)
+
+
+class WanEncoder(_Half):
+    """Frames to latents; they go in and come out in float32, whatever the weights are in."""
+
+    def __init__(self, config: WanCodecConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv3d(2 * config.z_dim, 2 * config.z_dim, 1)
+        _name_convolutions(self)
 
     def _encode(self, frames: Tensor, past: History) -> tuple[Tensor, WanState]:
         p = self.config.patch
@@ -356,16 +333,6 @@ class WanCodec(nn.Module):
         z = self.quant_conv(x).chunk(2, dim=1)[0].float()
         means, stds = (_per_channel(v, z.device) for v in (self.config.means, self.config.stds))
         return (z - means) / stds, WanState(new)
-
-    def _decode(self, latents: Tensor, past: History) -> tuple[Tensor, WanState]:
-        p = self.config.patch
-        means, stds = (_per_channel(v, latents.device) for v in (self.config.means, self.config.stds))
-        z = (latents.float() * stds + means).to(self.post_quant_conv.weight.dtype)
-        x, new = self.decoder(self.post_quant_conv(z), past)
-        frames = x.unflatten(1, (3, p, p)).permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
-        return frames.float().clamp(-1, 1), WanState(new)
-
-    # public ----------------------------------------------------------------------------------------
 
     def encode(self, frames: Tensor, at_once: int = 1) -> Tensor:
         """A clip [B, 3, 1 + 4n, H, W] in -1..1 to latents (means) [B, C, 1 + n, H/16, W/16].
@@ -393,10 +360,27 @@ class WanCodec(nn.Module):
             raise ValueError(f"wan codec: later frames come in multiples of {stride}, not {frames.shape[2]}")
         return self._encode(frames, state.layers)
 
-    def open(self, picture: Tensor) -> tuple[Tensor, WanState]:
-        """Reference picture [B, 3, H, W] in -1..1 to its latent [B, C, 1, h, w] and the state to decode from."""
-        latent, _ = self.encode_start(picture[:, :, None])
-        return latent, self.decode_start(latent)[1]
+    def encode_picture(self, picture: Tensor) -> Tensor:
+        """Reference picture [B, 3, H, W] in -1..1 to its latent [B, C, 1, h, w]."""
+        return self.encode_start(picture[:, :, None])[0]
+
+
+class WanDecoder(_Half):
+    """Latents to frames; they go in and come out in float32, whatever the weights are in."""
+
+    def __init__(self, config: WanCodecConfig) -> None:
+        super().__init__(config)
+        self.decoder = Decoder(config)
+        self.post_quant_conv = nn.Conv3d(config.z_dim, config.z_dim, 1)
+        _name_convolutions(self)
+
+    def _decode(self, latents: Tensor, past: History) -> tuple[Tensor, WanState]:
+        p = self.config.patch
+        means, stds = (_per_channel(v, latents.device) for v in (self.config.means, self.config.stds))
+        z = (latents.float() * stds + means).to(self.post_quant_conv.weight.dtype)
+        x, new = self.decoder(self.post_quant_conv(z), past)
+        frames = x.unflatten(1, (3, p, p)).permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+        return frames.float().clamp(-1, 1), WanState(new)
 
     def decode_start(self, latent: Tensor) -> tuple[Tensor, WanState]:
         """A clip's first latent [B, C, 1, h, w] to its frame [B, 3, 1, H, W] and the state to decode from."""
@@ -417,83 +401,15 @@ class WanCodec(nn.Module):
             frames.append(part)
         return torch.cat(frames, dim=2)
 
-    @torch.no_grad()
-    def channels_last(self) -> WanCodec:
-        """Lay out the convolutions' weights channels-last, in place; `Module.to` cannot mix 4 and 5 dimensions."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
-            elif isinstance(module, nn.Conv2d):
-                module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
-        return self
 
-    def load(self, tensors: Mapping[str, Tensor], source: str = "weights") -> None:
-        """Take over weights under Wan's or diffusers' names.
+class WanCodec(WanDecoder, WanEncoder):
+    """Both halves; see the module's docstring.
 
-        Raises:
-            UserError: a tensor is missing, too many or of another shape.
-        """
-        wan = any(name.startswith("encoder.downsamples.") for name in tensors)
-        load_exactly(self, from_wan(tensors, self.config) if wan else tensors, source)
-
-
-# names -------------------------------------------------------------------------------------------
-
-_TO_WAN = (
-    (r"^quant_conv", "conv1"),
-    (r"^post_quant_conv", "conv2"),
-    (r"mid_block\.attentions\.0", "middle.1"),
-    (r"mid_block\.resnets\.0", "middle.0"),
-    (r"mid_block\.resnets\.1", "middle.2"),
-    (r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1samples.\2.\1samples.\3"),
-    (r"(down|up)_blocks\.(\d+)\.\1sampler", r"\1samples.\2.\1samples.#"),  # numbered after the residual blocks
-    (r"norm1", "residual.0"),
-    (r"(?<=\d\.)conv1", "residual.2"),
-    (r"norm2", "residual.3"),
-    (r"(?<=\d\.)conv2", "residual.6"),
-    (r"conv_shortcut", "shortcut"),
-    (r"conv_in", "conv1"),
-    (r"norm_out", "head.0"),
-    (r"conv_out", "head.2"),
-)
-"""Our names, which are diffusers', to those of Wan2.2_VAE.pth: patterns and replacements, applied in this order."""
-
-
-def wan_name(name: str, res_blocks: int) -> str:
-    """The name in Wan2.2_VAE.pth of our parameter `name`."""
-    blocks = str(res_blocks + name.startswith("decoder."))
-    for pattern, replacement in _TO_WAN:
-        name = re.sub(pattern, replacement.replace("#", blocks), name)
-    return name
-
-
-def to_wan(tensors: Mapping[str, Tensor], config: WanCodecConfig) -> dict[str, Tensor]:
-    """A state dict under our names, which are diffusers', to the names of Wan2.2_VAE.pth."""
-    return {wan_name(name, config.res_blocks): value for name, value in tensors.items()}
-
-
-def from_wan(tensors: Mapping[str, Tensor], config: WanCodecConfig) -> dict[str, Tensor]:
-    """The inverse of `to_wan`; names that are not Wan's stay as they are."""
-    with torch.device("meta"):
-        ours = {wan_name(name, config.res_blocks): name for name in WanCodec(config).state_dict()}
-    return {ours.get(name, name): value for name, value in tensors.items()}
-
-
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into a module that must have the same names and shapes.
-
-    Raises:
-        UserError: the first difference, by name and shapes.
+    Args:
+        config: sizes.
     """
-    expected = module.state_dict()
-    for title, names in (("lacks", expected.keys() - tensors.keys()), ("also has", tensors.keys() - expected.keys())):
-        if names:
-            count = f"{title} {len(names)} tensors, the first {min(names)}"
-            raise UserError(f"{source}: {count}; give the weights of this model")
-    for name, value in expected.items():
-        if value.shape != tensors[name].shape:
-            raise UserError(
-                f"{source}: {name} has shape {tuple(tensors[name].shape)} but the configuration asks for "
-                f"{tuple(value.shape)}; give the weights or the configuration that fit"
-            )
-    module.load_state_dict(dict(tensors))
+
+    def open(self, picture: Tensor) -> tuple[Tensor, WanState]:
+        """Reference picture [B, 3, H, W] in -1..1 to its latent [B, C, 1, h, w] and the state to decode from."""
+        latent = self.encode_picture(picture)
+        return latent, self.decode_start(latent)[1]

@@ -361,6 +361,7 @@ function bind() {
 async function load() {
   bind();
   ui.showSound(true);
+  $("connection").open = matchMedia("(min-width: 860px)").matches; // where there is room for it
   waitForServer();
   try {
     ui.showSamples(await api.samples(), playSample);

@@ -142,7 +142,7 @@ export function onFile(area, input, take) {
 }
 
 const ms = (seconds) => `${Math.round(1000 * seconds)} ms`;
-const total = (parts) => (parts ? Object.values(parts).reduce((sum, part) => sum + (part ?? 0), 0) : NaN);
+const sum = (counts) => Object.values(counts ?? { unknown: NaN }).reduce((all, count) => all + count, 0);
 
 // Label, value from what the server and the browser say, how to write it. Unknown values show a dash.
 const FIGURES = {
@@ -150,7 +150,7 @@ const FIGURES = {
   skew: ["Picture ahead of sound", (all) => all.skew, (value) => `${value < 0 ? "−" : ""}${ms(Math.abs(value))}`],
   firstFrame: ["First frame", (all) => all.first_frame_seconds, ms],
   rtf: ["Real-time factor", (all) => all.rtf, (value) => value.toFixed(2)],
-  chunk: ["Chunk now", (all) => total(all.chunk_seconds), ms],
+  chunk: ["Chunk now", (all) => all.chunk_seconds?.total, ms],
   p50: ["Chunk, median", (all) => all.p50, ms],
   p99: ["Chunk, 99th percentile", (all) => all.p99, ms],
   lead: ["Lead", (all) => all.lead_seconds, ms],
@@ -158,7 +158,7 @@ const FIGURES = {
   silence: ["Interrupt to silence", (all) => all.interrupt_to_silence_seconds, ms],
   queued: ["Speech queued", (all) => all.queued_seconds, (value) => `${value.toFixed(1)} s`],
   roundTrip: ["Round trip", (all) => all.roundTrip, ms],
-  late: ["Late chunks", (all) => total(all.underrun_total), String],
+  late: ["Late chunks", (all) => sum(all.underrun_total), String],
   dropped: ["Ticks dropped", (all) => all.dropped_ticks, String],
   repeated: ["Ticks repeated", (all) => all.repeated_ticks, String],
   lost: ["Packets lost", (all) => all.packetsLost, String],
@@ -194,7 +194,7 @@ export class Figures {
   // From the server once a second.
   server(message) {
     Object.assign(this.#known, message);
-    this.#chunks = [...this.#chunks, total(message.chunk_seconds)].slice(-HISTORY);
+    this.#chunks = [...this.#chunks, message.chunk_seconds?.total].slice(-HISTORY);
     this.#show();
   }
 

@@ -34,7 +34,12 @@ def conditions_of(model: AvatarModel, clips: LatentSet, keep: Tensor | None = No
         talk, listen = talk * keep[:, None, None], listen * keep[:, None, None]
     span = range(clips.latents.shape[2])
     tokens = model.audio.tokens(talk, listen, LatentSet.first_frame, span)
-    return Conditions(*tokens, reference=clips.latents[:, :, :1])
+    return Conditions(*tokens, reference=clips.latents[:, :, :1], text=_text(model, len(clips)))
+
+
+def _text(model: AvatarModel, batch: int) -> Tensor | None:
+    """The fixed prompt's embedding for every clip, where the model has one."""
+    return None if model.text is None else model.text.expand(batch, -1, -1)
 
 
 class TeacherMethod(Method):
