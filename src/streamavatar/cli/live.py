@@ -32,7 +32,9 @@ def live(
     token: Annotated[
         str, typer.Option(envvar="STREAMAVATAR_TOKEN", help="What clients must show to open sessions.")
     ] = "",
-    voice: Annotated[Literal["auto", "pico", "flite", "espeak"], typer.Option(help="Synthesiser for typed text.")] = "auto",
+    voice: Annotated[
+        Literal["auto", "pico", "flite", "espeak"], typer.Option(help="Synthesiser for typed text.")
+    ] = "auto",
     stun_url: Annotated[str, typer.Option(help="STUN server, for example stun:stun.example.org:3478.")] = "",
     turn_url: Annotated[str, typer.Option(help="TURN server, for example turn:turn.example.org:3478.")] = "",
     turn_secret: Annotated[
