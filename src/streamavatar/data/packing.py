@@ -21,10 +21,10 @@ from streamavatar.synth.performance import FPS
 from streamavatar.synth.source import LANDMARKS
 from streamavatar.synth.speech import SAMPLE_RATE
 
-CRF, PRESET, KEYFRAMES = 20, "medium", 125
-LANE_BITS = 24_000
+CRF, PRESET, KEYFRAMES = 21, "medium", 125
+LANE_BITS = 16_000
 OPUS_RATE = 48_000
-LANDMARK_STEP = 16
+LANDMARK_STEP = 8
 """Landmarks are kept in sixteenths of a pixel, as differences from frame to frame."""
 
 _BEFORE_SEEK = 0.12

@@ -56,7 +56,14 @@ def create_app(settings: ServerSettings, keeper: Keeper | None = None) -> FastAP
             if supervisor is not None:
                 await supervisor.stop()
 
-    app = FastAPI(title="streamavatar", version=version("streamavatar"), lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="streamavatar",
+        version=version("streamavatar"),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.house = routes.House(settings, registry, faces, metrics, videos)
     app.state.failed = asyncio.Event()
     app.state.failure = None

@@ -126,8 +126,8 @@ async def capacity(house: HouseIn) -> dict[str, Any]:
 
 
 SAMPLES = {
-    "hello": ("What the agent says in the bundled conversation", "agent"),
-    "question": ("What the user says in the bundled conversation", "user"),
+    "hello": ("We drove to the mountains", "agent"),
+    "question": ("Tell me about your weekend", "user"),
 }
 
 

@@ -103,6 +103,7 @@ class Viewers:
         for name in list(self._peers):
             self._leave(name, reason)
         await asyncio.gather(*self._leaving)
+        self._opus = None  # its threads end with it, not when the garbage is collected
 
     def _peer(self, microphone: Callable[[Int16, int], None] | None) -> Peer:
         return Peer(

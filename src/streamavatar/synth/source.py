@@ -7,7 +7,7 @@ source is a small frozen value: it travels to worker processes, and a clip depen
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 SIDES = ("a", "b")
 LANDMARKS = "landmarks."
 """Names of truth in pixels begin with this."""
+
+
+_MEASURES = ("lip_gap", "lip_gap_relative", "eye_opening", "eye_open", "head_pose", "hand_visible")
+"""Truth of rendered people that is not in pixels."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +212,12 @@ class People:
             scene = random_scene(seed_for(side.motion, "scene"), figure, self.framing, self.size)
             frames = _renderer(self.size).render(figure, motion, scene)
             points = landmarks(figure, motion, scene.camera, self.size)
+            measures = {name: points.pop(name) for name in _MEASURES}
+            points.pop("lips")  # the last twenty of `face_points`
+            points["hands"] *= measures["hand_visible"][..., None, None]
             camera = {"eye": list(scene.camera.eye), "target": list(scene.camera.target), "fov": scene.camera.fov}
-            yield side.clip(frames, points, f"human-{side.person:016x}", framing=self.framing, camera=camera)
+            clip = side.clip(frames, points, f"human-{side.person:016x}", framing=self.framing, camera=camera)
+            yield replace(clip, truth=clip.truth | measures)
 
 
 @lru_cache(maxsize=1)
