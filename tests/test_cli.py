@@ -209,7 +209,13 @@ def test_ctrl_c_leaves_a_playable_file(model: Path, tmp_path: Path) -> None:
         "-o",
         str(out),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "100"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
+    )
     deadline = time.monotonic() + 60
     partial: list[Path] = []
     while time.monotonic() < deadline and not (partial and partial[0].stat().st_size > 20_000):
