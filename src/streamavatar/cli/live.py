@@ -49,7 +49,7 @@ def live(
 ) -> None:
     """Serve live avatars: a page to talk to them, and the API behind it."""
     try:
-        from streamavatar.serving.engine_process import EngineSettings
+        from streamavatar.serving.protocol import EngineSettings
         from streamavatar.serving.server import serve
         from streamavatar.serving.settings import ServerSettings
     except ModuleNotFoundError as error:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from streamavatar import bundled
 from streamavatar.errors import UserError
 from streamavatar.serving import bodies
-from streamavatar.serving.engine_process import AGENT_RATE, USER_RATE
+from streamavatar.serving.clock import AGENT_RATE, USER_RATE
 from streamavatar.serving.events import serve_events
 from streamavatar.serving.faces import FORMATS, Face, Faces
 from streamavatar.serving.metrics import CONTENT_TYPE_LATEST, Metrics, engine_memory

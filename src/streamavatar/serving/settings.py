@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from streamavatar.errors import UserError
-from streamavatar.serving.engine_process import EngineSettings
+from streamavatar.serving.protocol import EngineSettings
 from streamavatar.serving.speech import VoiceName
 
 

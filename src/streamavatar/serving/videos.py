@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from streamavatar.serving.engine_process import EngineSettings
 from streamavatar.serving.problems import ApiProblem
+from streamavatar.serving.protocol import EngineSettings
 from streamavatar.serving.video_worker import VIDEO
 
 _LOOK_SECONDS = 0.5

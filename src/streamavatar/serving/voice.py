@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from streamavatar.errors import UserError
 from streamavatar.media import read_audio
 from streamavatar.media.files import open_container
-from streamavatar.serving.engine_process import AGENT_RATE
+from streamavatar.serving.clock import AGENT_RATE
 from streamavatar.serving.live_session import LaneFull
 from streamavatar.serving.problems import ApiProblem
 from streamavatar.serving.sessions import Entry, Registry
