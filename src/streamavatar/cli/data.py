@@ -33,6 +33,7 @@ def synth(
     identities: Annotated[
         int | None, typer.Option(min=2, help="How many different people; two new ones per dialogue if left out.")
     ] = None,
+    gestures: Annotated[bool, typer.Option(help="Whether hands come up into the picture.")] = True,
     voices: Annotated[
         str, typer.Option(help="Comma-separated, such as slt,espeak:en-us; all that are installed if left out.")
     ] = "",
@@ -46,7 +47,7 @@ def synth(
     try:
         from streamavatar.data.produce import produce
 
-        source = _source(people, assets, seed, size, seconds_per_clip, framing, identities, voices)
+        source = _source(people, assets, seed, size, seconds_per_clip, framing, identities, voices, gestures)
         with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console()) as progress:
             task = progress.add_task("clips", total=None, text="starting")
 
@@ -64,7 +65,7 @@ def synth(
 
 def _source(
     people: str, assets: Path | None, seed: int, size: int, seconds: float, framing: Literal["bust", "half"],
-    identities: int | None, voices: str,
+    identities: int | None, voices: str, gestures: bool,
 ) -> ClipSource:  # fmt: skip
     from streamavatar.synth.performance import FPS
     from streamavatar.synth.source import People, Puppets
@@ -73,5 +74,5 @@ def _source(
     frames = round(seconds * FPS)
     speakers = tuple(v for v in voices.split(",") if v) or available_voices()
     if people == "puppets" or assets is None:
-        return Puppets(seed, size, frames, identities, voices=speakers)
-    return People(assets, seed, size, frames, framing, identities, voices=speakers)
+        return Puppets(seed, size, frames, identities, voices=speakers, gestures=gestures)
+    return People(assets, seed, size, frames, framing, identities, voices=speakers, gestures=gestures)

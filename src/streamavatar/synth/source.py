@@ -100,7 +100,7 @@ class _Side:
 
 
 def _sides(
-    seed: int, number: int, frames: int, identities: int | None, tones: bool, voices: tuple[str, ...]
+    seed: int, number: int, frames: int, identities: int | None, tones: bool, voices: tuple[str, ...], gestures: bool
 ) -> Iterator[_Side]:
     """Both sides of a dialogue: who, and how they move."""
     speech = seed_for(seed, "dialogue", number)
@@ -120,7 +120,10 @@ def _sides(
             "agent_lines": _lines(own),
             "user_lines": _lines(other),
         }
-        yield _Side(dialogue, perform(dialogue, motion, frames), person, motion, meta)
+        performance = perform(dialogue, motion, frames)
+        if not gestures:
+            performance = replace(performance, hand=np.zeros_like(performance.hand))
+        yield _Side(dialogue, performance, person, motion, meta)
 
 
 def _spoken(seed: int, seconds: float, voices: tuple[str, ...]) -> Dialogue:
@@ -143,6 +146,7 @@ class Puppets:
         identities: how many different puppets; two new ones in every dialogue if None.
         tones: tones instead of speech, for tests.
         voices: who speaks, see `voices.available_voices`; the same seed and voices give the same data.
+        gestures: whether hands come up into the picture.
     """
 
     seed: int
@@ -151,6 +155,7 @@ class Puppets:
     identities: int | None = None
     tones: bool = False
     voices: tuple[str, ...] = VOICES
+    gestures: bool = True
 
     def describe(self) -> dict[str, Any]:
         if not self.tones:
@@ -160,7 +165,7 @@ class Puppets:
     def make(self, number: int) -> Iterator[SynthClip]:
         from streamavatar.synth.puppet import PuppetIdentity, PuppetRenderer
 
-        for side in _sides(self.seed, number, self.frames, self.identities, self.tones, self.voices):
+        for side in _sides(self.seed, number, self.frames, self.identities, self.tones, self.voices, self.gestures):
             renderer = PuppetRenderer(PuppetIdentity.random(side.person), self.size)
             frames, landmarks = renderer.render_clip(side.performance), renderer.landmarks(side.performance)
             yield side.clip(frames, landmarks, f"puppet-{side.person:016x}")
@@ -173,7 +178,7 @@ class People:
     Attributes:
         assets: folder with the MakeHuman packs.
         framing: how much of the person is in the picture, see `synth.human`.
-        seed, size, frames, identities, tones, voices: as for `Puppets`.
+        seed, size, frames, identities, tones, voices, gestures: as for `Puppets`.
     """
 
     assets: Path
@@ -184,6 +189,7 @@ class People:
     identities: int | None = None
     tones: bool = False
     voices: tuple[str, ...] = VOICES
+    gestures: bool = True
 
     def describe(self) -> dict[str, Any]:
         from streamavatar.synth.human.assets import Assets
@@ -206,7 +212,7 @@ class People:
         from streamavatar.synth.human.truth import landmarks
 
         assets = Assets.open(self.assets)
-        for side in _sides(self.seed, number, self.frames, self.identities, self.tones, self.voices):
+        for side in _sides(self.seed, number, self.frames, self.identities, self.tones, self.voices, self.gestures):
             figure = build_figure(assets, HumanIdentity.random(side.person, assets))
             motion = move(figure, side.performance, side.motion)
             scene = random_scene(seed_for(side.motion, "scene"), figure, self.framing, self.size)
