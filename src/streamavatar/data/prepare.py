@@ -1,16 +1,21 @@
-"""From seeds to what training reads: rendered clips, and shards of latents and features. Resumable, shard by shard."""
+"""From seeds to what training reads: speech with its mouths, rendered clips, and shards of latents and features.
+
+Everything is made in parts by worker processes, and a part that is there is not made again.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from streamavatar.data.latents import LatentSet, feature_frames
@@ -21,10 +26,58 @@ from streamavatar.models.audio import AFTER, BEFORE
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.seeds import seed_for
 from streamavatar.synth.clips import Clip, clip_stream
+from streamavatar.synth.dialogue import Dialogue, make_dialogue
+from streamavatar.synth.performance import perform
+from streamavatar.synth.topics import WIDE
+from streamavatar.synth.voices import available_voices
 
 SHARD = 32
+TONES = 0.08
+"""Standard deviation of the colour changes of clips that come again."""
 Tell = Callable[[int, int], None]
 """(shards done, shards in all)."""
+
+
+def _speech_part(path: Path, seed: int, seconds: int, varied: bool, fps: int) -> None:
+    if varied:
+        spoken = make_dialogue(seed, seconds, voices=available_voices(), grammar=WIDE, acoustics=True)
+    else:
+        spoken = make_dialogue(seed, seconds)
+    waves, targets = [], []
+    for side in (spoken, Dialogue(spoken.user, spoken.agent)):
+        truth = perform(side, seed=seed, frames=seconds * fps)
+        targets.append(np.concatenate((truth.visemes, truth.mouth_open[:, None], truth.mouth_wide[:, None]), axis=1))
+        waves.append(side.agent.samples)
+    values = {"waves": torch.from_numpy(np.stack(waves)).half(), "targets": torch.from_numpy(np.stack(targets)).half()}
+    temporary = path.with_suffix(".partial")
+    save_file(values, temporary)
+    os.replace(temporary, path)
+
+
+def make_speech(
+    folder: Path, *, seed: int, dialogues: int, seconds: int, varied: bool, fps: int, workers: int, tell: Tell
+) -> tuple[Tensor, Tensor]:
+    """Both lanes of spoken dialogues, and what the mouths that speak them do.
+
+    Args:
+        varied: every synthesiser that is installed, the wide grammar, and rooms; else flite and the small grammar.
+
+    Returns:
+        Waveforms [2 * dialogues, seconds * 16000] and, per frame, 15 visemes, opening and width of the mouth
+        [2 * dialogues, seconds * fps, 17].
+
+    Raises:
+        UserError: no synthesiser is installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"dialogue-{n:05d}.safetensors" for n in range(dialogues)]
+    tasks = [
+        (path, seed_for(seed, "speech", n), seconds, varied, fps) for n, path in enumerate(paths) if not path.exists()
+    ]
+    _in_processes(_speech_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
+    parts = [load_file(path) for path in paths]
+    waves, targets = (torch.cat([part[name] for part in parts]).float() for name in ("waves", "targets"))
+    return waves, targets
 
 
 def mouth_cells(boxes: np.ndarray, geometry: Geometry) -> Tensor:
@@ -79,6 +132,7 @@ def clips_of(
 
     Args:
         source: folder of shards to cut them from (the identities that are not held out); puppets, drawn here, if None.
+            Windows that come again, since more clips are asked for than there are, come changed, see :func:`_again`.
 
     Raises:
         UserError: the folder's pictures have another size.
@@ -91,12 +145,30 @@ def clips_of(
     shards = ShardSet(source, "train")
     order = WindowOrder(shards.entries, length, seed)
     for number in range(shard * count, (shard + 1) * count):
-        entry, draw = order.at(*divmod(number, len(order)))
+        epoch, place = divmod(number, len(order))
+        entry, draw = order.at(epoch, place)
         window = shards.random_window(entry, length, draw)
         if window.frames.shape[1:3] != (geometry.height, geometry.width):
             found = "x".join(map(str, window.frames.shape[1:3]))
             raise UserError(f"{source}: pictures are {found}, not {geometry.height}x{geometry.width}; make others")
-        yield window
+        yield _again(window, np.random.default_rng(draw), mirrored=epoch % 2 == 1) if epoch else window
+
+
+def _again(window: Window, rng: np.random.Generator, mirrored: bool) -> Window:
+    """The window in other colours, as of another lamp, camera or skin, and perhaps mirrored; only pixels, and the boxes
+    that are read here, change.
+    """
+    frames, truth = window.frames, dict(window.truth)
+    if mirrored:
+        frames = frames[:, :, ::-1]
+        box = truth["landmarks.mouth"]
+        truth["landmarks.mouth"] = np.stack(
+            (frames.shape[2] - box[:, 2], box[:, 1], frames.shape[2] - box[:, 0], box[:, 3]), axis=1
+        )
+    gain, gamma = np.exp(rng.normal(0, TONES, 3)), np.exp(rng.normal(0, 2 * TONES))
+    table = 255 * np.clip((np.arange(256)[:, None] / 255) ** gamma * gain, 0, 1)
+    toned = np.stack([table.round().astype(np.uint8)[:, c][frames[..., c]] for c in range(3)], axis=-1)
+    return replace(window, frames=toned, truth=truth)
 
 
 def _latent_shard(folder: Path, model_folder: Path, seed: int, shard: int, frames: int, source: Path | None) -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
+from streamavatar.recipes.people import people
 from streamavatar.recipes.puppets import micro, puppets
 from streamavatar.training.stages import Recipe
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"puppets": puppets, "micro": micro}
+RECIPES: dict[str, Callable[[], Recipe]] = {"default": people, "puppets": puppets, "micro": micro}

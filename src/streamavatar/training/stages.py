@@ -19,14 +19,12 @@ from torch import nn
 
 from streamavatar.config import ModelConfig
 from streamavatar.data.latents import LatentSet
-from streamavatar.data.prepare import make_frames, make_latents
+from streamavatar.data.prepare import make_frames, make_latents, make_speech
 from streamavatar.errors import UserError
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.ops.precision import half_is_fast
 from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
-from streamavatar.synth.dialogue import make_dialogue
-from streamavatar.synth.performance import perform
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.audio import AudioMethod
 from streamavatar.training.methods.codec import DecoderMethod, fit_linear
@@ -49,10 +47,12 @@ class Recipe:
         distillation, refinement: settings of the SiD and the adversarial stage.
         latents: length of a clip, the reference included.
         window: length of a training sample, cut from a clip; long enough for the ring to be full and shifted.
-        dialogues, dialogue_seconds: speech for the audio encoder.
+        dialogues, dialogue_seconds, varied_speech: speech for the audio encoder, see `data.prepare.make_speech`.
         codec_clips, clips, pairs: rendered clips for the codec, for the teacher, and teacher trajectories.
         solver_steps, guidance: of the trajectories.
         data: folder of shards (`streamavatar data synth`) to train on; puppets, drawn when needed, if empty.
+        start: model folder of the same sizes to go on from: its sound encoder, codec and transformer are where training
+            begins, and its latents are kept; new weights if empty.
     """
 
     model: ModelConfig
@@ -68,12 +68,14 @@ class Recipe:
     window: int = 13
     dialogues: int = 48
     dialogue_seconds: int = 60
+    varied_speech: bool = False
     codec_clips: int = 192
     clips: int = 1536
     pairs: int = 1024
     solver_steps: int = 16
     guidance: float = 1.0
     data: str = ""
+    start: str = ""
     seed: int = 0
     workers: int = 2
 
@@ -155,11 +157,22 @@ class Run:
 
     def build(self, *parts: str) -> AvatarModel:
         """A model with the parts trained so far: "audio", "linear", "codec", "teacher", "student"."""
-        torch.manual_seed(seed_for(self.recipe.seed, "initial weights"))
-        model = AvatarModel(self.recipe.model)
+        model = self._initial()
         for part in parts:
             target = {"audio": model.audio.encoder, "linear": model.codec, "codec": model.codec}.get(part, model)
             self.restore(target, part)
+        return model
+
+    def _initial(self) -> AvatarModel:
+        """The model that training begins with."""
+        recipe = self.recipe
+        if not recipe.start:
+            torch.manual_seed(seed_for(recipe.seed, "initial weights"))
+            return AvatarModel(recipe.model)
+        model = AvatarModel.load(Path(recipe.start)).train().requires_grad_(True)
+        for part in ("geometry", "transformer", "audio", "codec"):
+            if getattr(model.config, part) != getattr(recipe.model, part):
+                raise UserError(f"{recipe.start}: its {part} is not the recipe's; give a model of the same sizes")
         return model
 
     def newest_student(self) -> str:
@@ -177,17 +190,18 @@ class Run:
 def audio_stage(run: Run) -> None:
     """Pretrain the audio encoder on synthesised dialogues."""
     recipe = run.recipe
-    waves, targets = [], []
-    for index in range(recipe.dialogues):
-        dialogue = make_dialogue(seed_for(recipe.seed, "speech", index), recipe.dialogue_seconds)
-        frames = len(dialogue.agent.samples) * recipe.model.geometry.fps // recipe.model.audio.sample_rate
-        truth = perform(dialogue, seed=index, frames=frames)
-        targets.append(np.concatenate((truth.visemes, truth.mouth_open[:, None], truth.mouth_wide[:, None]), axis=1))
-        waves.append(dialogue.agent.samples)
-        run.progress("speech", index + 1, recipe.dialogues, "dialogues")
+    spoken = make_speech(
+        run.folder / "speech",
+        seed=recipe.seed,
+        dialogues=recipe.dialogues,
+        seconds=recipe.dialogue_seconds,
+        varied=recipe.varied_speech,
+        fps=recipe.model.geometry.fps,
+        workers=recipe.workers,
+        tell=lambda done, total: run.progress("speech", done, total, "dialogues"),
+    )
     model = run.build()
-    lanes, truths = torch.from_numpy(np.stack(waves)), torch.from_numpy(np.stack(targets)).float()
-    run.train(AudioMethod(model.audio.encoder, lanes, truths), recipe.audio, "audio")
+    run.train(AudioMethod(model.audio.encoder, *spoken), recipe.audio, "audio")
     run.keep(model.audio.encoder, "audio")
 
 
@@ -206,9 +220,10 @@ def _codec_frames(run: Run) -> tuple[np.ndarray, torch.Tensor]:
 
 
 def linear_stage(run: Run) -> None:
-    """Render clips for the codec and fit its linear part."""
-    model = run.build()
-    fit_linear(model.codec, *_codec_frames(run), seed=run.recipe.seed)
+    """Render clips for the codec and fit its linear part, unless it is given."""
+    model, frames = run.build(), _codec_frames(run)
+    if not run.recipe.start:
+        fit_linear(model.codec, *frames, seed=run.recipe.seed)
     run.keep(model.codec, "linear")
 
 
@@ -336,11 +351,11 @@ class Stage:
 
 
 STAGES = {
-    "audio": Stage(audio_stage, (), ("audio", "dialogues", "dialogue_seconds")),
-    "linear": Stage(linear_stage, (), ("codec_clips", "latents", "data")),
+    "audio": Stage(audio_stage, (), ("start", "audio", "dialogues", "dialogue_seconds", "varied_speech")),
+    "linear": Stage(linear_stage, (), ("start", "codec_clips", "latents", "data")),
     "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents", "data")),
     "decoder": Stage(decoder_stage, ("linear",), ("decoder",)),
-    "teacher": Stage(teacher_stage, ("clips",), ("teacher", "window")),
+    "teacher": Stage(teacher_stage, ("clips",), ("start", "teacher", "window")),
     "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "window", "solver_steps", "guidance")),
     "student": Stage(student_stage, ("pairs",), ("student",)),
     "sid": Stage(sid_stage, ("student",), ("sid", "distillation")),
