@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamavatar.config import AudioConfig, CodecConfig, ModelConfig, TransformerConfig
+from streamavatar.config import CodecConfig, ModelConfig, TransformerConfig
 from streamavatar.geometry import Geometry
 from streamavatar.training.methods.adversarial import AdversarialConfig
 from streamavatar.training.methods.sid import SidConfig
@@ -14,22 +14,30 @@ def people() -> Recipe:
     """Every stage of the paper at 12 M parameters; two cores take an afternoon.
 
     The linear map sees pictures at half their size and a latent has 8x8 cells (16 tokens), so that two cores can train
-    the transformer; what is sharp comes from the reference picture. Clips are whole 7 s dialogues, whose first frame is
-    a neutral reference; each comes four times, mirrored and in other colours.
+    the transformer; what is sharp comes from the reference picture. Cells are large, so they have 96 channels: with 48
+    the map loses 38 % of the energy of moving mouths, with 96 26 %. Clips are whole dialogues of 7 s, whose first frame
+    is a neutral reference; each comes twice, the second time mirrored and in other colours.
     """
+    channels = 96
     model = ModelConfig(
         name="people-256",
-        geometry=Geometry(height=256, width=256, spatial_stride=32),
-        audio=AudioConfig(),
+        geometry=Geometry(height=256, width=256, spatial_stride=32, latent_channels=channels),
         codec=CodecConfig(widths=(160, 96, 64, 48), blocks=2, pool=2),
         transformer=TransformerConfig(
-            dim=256, ffn_dim=1024, heads=4, layers=6, prediction="sample", residual=True, reference_channels=True
+            dim=256,
+            ffn_dim=1024,
+            heads=4,
+            layers=6,
+            latent_channels=channels,
+            prediction="sample",
+            residual=True,
+            reference_channels=True,
         ),
     )
     return Recipe(
         model=model,
         audio=TrainConfig(steps=1200, batch=32, lr=2e-3, bf16=False, save_every=200),
-        decoder=TrainConfig(steps=4000, batch=4, lr=1e-3, save_every=200),
+        decoder=TrainConfig(steps=5000, batch=2, lr=1e-3, save_every=200),
         teacher=TrainConfig(steps=2000, batch=16, lr=1.2e-3, warmup=100, ema=0.995, save_every=100),
         student=TrainConfig(steps=400, batch=16, lr=4e-4, warmup=50, save_every=50),
         sid=TrainConfig(steps=360, batch=8, lr=5e-5, betas=(0.0, 0.999), weight_decay=0.0, warmup=20, save_every=30),
@@ -42,8 +50,8 @@ def people() -> Recipe:
         window=13,
         dialogues=64,
         varied_speech=True,
-        codec_clips=192,
-        clips=768,
+        codec_clips=128,
+        clips=384,
         pairs=512,
         solver_steps=16,
     )
