@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from streamavatar.config import ModelConfig
 from streamavatar.data.latents import LatentSet
+from streamavatar.data.prepare import clips_of
 from streamavatar.data.produce import produce
+from streamavatar.data.reader import ShardSet, WindowOrder
 from streamavatar.errors import UserError
+from streamavatar.geometry import Geometry
+from streamavatar.models.audio import AFTER
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.synth.source import Puppets
 from streamavatar.training.stages import STAGES, Recipe, Run
@@ -118,6 +124,49 @@ def test_changed_settings_go_on_and_stale_stages_start_anew(
 def test_a_stage_out_of_order(recipe: Recipe, tmp_path: Path, stage: str, missing: str) -> None:
     with pytest.raises(UserError, match=f"{missing}.safetensors is missing"):
         Run(recipe, tmp_path, quiet).run([stage])
+
+
+def test_training_goes_on_from_a_model_folder(
+    recipe: Recipe, tmp_path: Path, make_clips: Callable[..., LatentSet]
+) -> None:
+    first = Run(recipe, tmp_path / "first", quiet)
+    give(first, make_clips)
+    first.run(list(STAGES))
+    start = tmp_path / "first" / "model"
+    onward = replace(recipe, start=str(start), teacher=replace(SHORT, steps=0, save_every=1))
+    run = Run(onward, tmp_path / "second", quiet)
+    for part in ("audio", "linear"):
+        shutil.copy(first.weights(part), run.weights(part))
+    make_clips(recipe.model).save(run.folder / "clips" / "clips-00000.safetensors")
+    for stage in GIVEN:
+        run.mark(stage)
+    run.run(["teacher"])
+    found, expected = run.build("teacher"), AvatarModel.load(start)
+    for name, value in expected.transformer.state_dict().items():
+        torch.testing.assert_close(found.transformer.state_dict()[name], value, msg=name)
+
+    wider = replace(recipe.model, transformer=replace(recipe.model.transformer, ffn_dim=96))
+    with pytest.raises(UserError, match="its transformer is not the recipe's"):
+        Run(replace(onward, model=wider), tmp_path / "third", quiet).build()
+
+
+def test_clips_that_come_again_are_mirrored_and_in_other_colours(tmp_path: Path) -> None:
+    size = 64
+    produce(Puppets(0, size, frames=30, tones=True), tmp_path, hours=0.001, workers=1, tell=lambda done, total: None)
+    geometry = Geometry(height=size, width=size)
+    length, shards = 13, ShardSet(tmp_path, "train")
+    order = WindowOrder(shards.entries, length + AFTER, 0)
+    first, second = (next(clips_of(0, shard, len(order), length, geometry, tmp_path)) for shard in (0, 1))
+    assert first.frames.shape == second.frames.shape
+    entry, draw = order.at(1, 0)
+    plain = shards.random_window(entry, length + AFTER, draw)
+    mirrored = plain.frames[:, :, ::-1].astype(float)
+    closeness = [np.corrcoef(second.frames.ravel(), other.ravel())[0, 1] for other in (mirrored, plain.frames)]
+    assert closeness[0] > max(0.95, closeness[1])
+    assert not np.array_equal(second.frames, mirrored)
+    box, seen = plain.landmarks["mouth"][0], second.landmarks["mouth"][0]
+    np.testing.assert_allclose(seen, (size - box[2], box[1], size - box[0], box[3]))
+    assert np.array_equal(second.agent, plain.agent)
 
 
 def test_stages_read_shards(recipe: Recipe, tmp_path: Path) -> None:
