@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context
@@ -74,7 +75,7 @@ def make_speech(
     tasks = [
         (path, seed_for(seed, "speech", n), seconds, varied, fps) for n, path in enumerate(paths) if not path.exists()
     ]
-    _in_processes(_speech_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
+    in_processes(_speech_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
     parts = [load_file(path) for path in paths]
     waves, targets = (torch.cat([part[name] for part in parts]).float() for name in ("waves", "targets"))
     return waves, targets
@@ -198,7 +199,7 @@ def make_latents(
     shards = range(-(-clips // SHARD))
     missing = [s for s in shards if not _shard_path(folder, s).exists()]
     tasks = [(folder, model_folder, seed, s, frames, source) for s in missing]
-    _in_processes(_latent_shard, tasks, workers, lambda done: tell(len(shards) - len(missing) + done, len(shards)))
+    in_processes(_latent_shard, tasks, workers, lambda done: tell(len(shards) - len(missing) + done, len(shards)))
 
 
 def _frames_part(
@@ -233,13 +234,13 @@ def make_frames(
         for p, path in zip(parts, paths, strict=True)
         if not path.exists()
     ]
-    _in_processes(_frames_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
+    in_processes(_frames_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
     loaded = [np.load(path) for path in paths]
     mouths = torch.from_numpy(np.concatenate([part["mouths"] for part in loaded]))
     return np.concatenate([part["frames"] for part in loaded]), mouths
 
 
-def _in_processes(work: Callable[..., None], tasks: list[tuple], workers: int, tell: Callable[[int], None]) -> None:
+def in_processes(work: Callable[..., None], tasks: list[tuple], workers: int, tell: Callable[[int], None]) -> None:
     """Run `work(*task)` for all tasks in fresh processes; the first error stops the rest."""
     if not tasks:
         tell(0)
@@ -250,6 +251,11 @@ def _in_processes(work: Callable[..., None], tasks: list[tuple], workers: int, t
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 tell(done)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that makes data was killed, perhaps for lack of memory: run the same command again to go on, "
+                "with fewer workers if it happens again"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
