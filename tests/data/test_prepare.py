@@ -11,5 +11,5 @@ from streamavatar.errors import UserError
 
 
 def test_a_killed_worker_is_told_as_such() -> None:
-    with pytest.raises(UserError, match="was killed.*run the same command again"):
+    with pytest.raises(UserError, match=r"was killed.*run the same command again"):
         in_processes(os._exit, [(9,)], 1, lambda done: None)

@@ -253,7 +253,7 @@ def in_processes(work: Callable[..., None], tasks: list[tuple], workers: int, te
                 tell(done)
         except BrokenProcessPool as error:
             raise UserError(
-                "a process that makes data was killed, perhaps for lack of memory: run the same command again to go on, "
+                "a process that makes data was killed, perhaps for lack of memory: run the same command again, "
                 "with fewer workers if it happens again"
             ) from error
         except BaseException:
