@@ -162,6 +162,35 @@ class CodecConfig:
         _require(self.pool >= 1, "codec: pool must be at least 1")
 
 
+@dataclass(frozen=True)
+class FlowCodecConfig:
+    """The codec whose latents are motion: closed-form maps and a streaming convolutional decoder, `models.codec.flow`.
+
+    Attributes:
+        appearance, flow: channels of the reference picture and of its motion; the others are for what motion cannot
+            explain.
+        widths: of the decoder, one stage each; the resolution doubles between them.
+        blocks: residual blocks per stage.
+        pool: shrinks the pictures that the linear maps see.
+    """
+
+    appearance: int = 32
+    flow: int = 40
+    widths: tuple[int, ...] = (128, 96, 64, 48)
+    blocks: int = 2
+    pool: int = 2
+    kind: Literal["flow"] = "flow"
+
+    def __post_init__(self) -> None:
+        _require(len(self.widths) >= 2 and min(self.widths) >= 1, "codec: widths are two or more positive numbers")
+        for name in ("appearance", "flow", "blocks", "pool"):
+            _require(getattr(self, name) >= 1, f"codec: {name} must be at least 1")
+
+    def patch(self, geometry: Geometry) -> int:
+        """Pixels per cell of the flow's grid, each way."""
+        return geometry.spatial_stride // 2 ** (len(self.widths) - 1)
+
+
 # The latents' mean and spread per channel (Wan2.2, wan/modules/vae2_2.py, class Wan2_2_VAE).
 # fmt: off
 WAN_MEANS = (
@@ -341,7 +370,7 @@ class ModelConfig:
     geometry: Geometry = field(default_factory=Geometry)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
-    codec: CodecConfig | WanCodecConfig = field(default_factory=CodecConfig)
+    codec: CodecConfig | FlowCodecConfig | WanCodecConfig = field(default_factory=CodecConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
 
@@ -367,6 +396,11 @@ class ModelConfig:
                 "model: codec and geometry differ in latent channels or strides",
             )
             return
+        if isinstance(codec, FlowCodecConfig):
+            _require(
+                codec.appearance + codec.flow < g.latent_channels,
+                "model: codec.appearance and codec.flow leave no latent channel for the rest",
+            )
         _require(g.spatial_stride % codec.pool == 0, "model: codec.pool must divide the spatial stride")
         _require(
             g.spatial_stride % 2 ** (len(codec.widths) - 1) == 0,
@@ -393,7 +427,8 @@ class ModelConfig:
                 raise UserError(f"{source}: format {found!r} is not {FORMAT}; use a matching release of streamavatar")
             rules = dacite.Config(strict=True, cast=[tuple])
             if "codec" in values:
-                kind = WanCodecConfig if values["codec"].get("kind") == "wan" else CodecConfig
+                kinds = {"wan": WanCodecConfig, "flow": FlowCodecConfig}
+                kind = kinds.get(values["codec"].get("kind"), CodecConfig)
                 values["codec"] = dacite.from_dict(kind, values["codec"], rules)
             return dacite.from_dict(ModelConfig, values, rules)
         except (ValueError, TypeError, AttributeError, dacite.DaciteError) as error:

@@ -9,22 +9,26 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from streamavatar.data.flow import flow_to_reference
 from streamavatar.data.latents import LatentSet, feature_frames
 from streamavatar.data.reader import ShardSet, Window, WindowOrder
 from streamavatar.errors import UserError
 from streamavatar.geometry import Geometry
 from streamavatar.models.audio import AFTER, BEFORE
 from streamavatar.models.avatar import AvatarModel
+from streamavatar.models.codec.choice import Codec
+from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.seeds import seed_for
 from streamavatar.synth.clips import Clip, clip_stream
 from streamavatar.synth.dialogue import Dialogue, make_dialogue
@@ -101,6 +105,13 @@ def mouth_cells(boxes: np.ndarray, geometry: Geometry) -> Tensor:
     return torch.stack([area[list(geometry.latent_frames(k))].amax(0) for k in range(latents)])
 
 
+def encode_clip(codec: Codec, pixels: Tensor, frames: np.ndarray) -> Tensor:
+    """Latents [1, C, T, h, w] of a clip, given in -1..1 [1, 3, F, H, W] and as uint8 [F, H, W, 3]."""
+    if isinstance(codec, FlowCodec):
+        return codec.encode(pixels, flow_to_reference(frames, codec.patch)[None])
+    return codec.encode(pixels)
+
+
 def clip_latents(model: AvatarModel, clip: Clip | Window) -> LatentSet:
     """One clip, rendered with `AFTER` frames to spare, as a set of one."""
     geometry = model.config.geometry
@@ -114,7 +125,7 @@ def clip_latents(model: AvatarModel, clip: Clip | Window) -> LatentSet:
     with torch.no_grad():
         talk, listen = model.audio.features(*lanes)
         pixels = torch.from_numpy(clip.frames[:frames]).float().div(127.5).sub(1).permute(3, 0, 1, 2)[None]
-        latents = model.codec.encode(pixels)
+        latents = encode_clip(model.codec, pixels, clip.frames[:frames])
     assert talk.shape[1] == feature_frames(frames)
     return LatentSet(
         latents=latents.half(),
@@ -202,15 +213,35 @@ def make_latents(
     in_processes(_latent_shard, tasks, workers, lambda done: tell(len(shards) - len(missing) + done, len(shards)))
 
 
+@dataclass(frozen=True)
+class Footage:
+    """Rendered clips for the codec.
+
+    Attributes:
+        frames: uint8 [N, F, H, W, 3].
+        mouths: share of each latent cell that the mouth covers, [N, T, h, w].
+        flows: see `data.flow`, float16 [N, 2, F, H/p, W/p]; None for codecs that need none.
+    """
+
+    frames: np.ndarray
+    mouths: Tensor
+    flows: np.ndarray | None = None
+
+
 def _frames_part(
-    path: Path, geometry: Geometry, seed: int, part: int, count: int, frames: int, source: Path | None
+    path: Path, geometry: Geometry, seed: int, part: int, count: int, frames: int, source: Path | None, patch: int
 ) -> None:
-    pictures, mouths = [], []
+    pictures, mouths, flows = [], [], []
     for clip in clips_of(seed, part, count, frames, geometry, source):
         pictures.append(clip.frames[:frames])
         mouths.append(mouth_cells(clip.landmarks["mouth"][:frames], geometry).numpy())
+        if patch:
+            flows.append(flow_to_reference(clip.frames[:frames], patch).half().numpy())
     temporary = path.with_suffix(".partial.npz")
-    np.savez(temporary, frames=np.stack(pictures), mouths=np.stack(mouths))
+    arrays: dict[str, Any] = {"frames": np.stack(pictures), "mouths": np.stack(mouths)}
+    if patch:
+        arrays["flows"] = np.stack(flows)
+    np.savez(temporary, **arrays)
     os.replace(temporary, path)
 
 
@@ -224,20 +255,30 @@ def make_frames(
     workers: int,
     tell: Tell,
     source: Path | None = None,
-) -> tuple[np.ndarray, Tensor]:
-    """Rendered clips for the codec: uint8 [N, F, H, W, 3] and mouth cells [N, T, h, w]."""
+    patch: int = 0,
+) -> Footage:
+    """Rendered clips for the codec; with flow on a grid of `patch` pixels unless that is 0."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = range(-(-clips // SHARD))
     paths = [folder / f"frames-{p:05d}.npz" for p in parts]
     tasks = [
-        (path, geometry, seed, p, SHARD, frames, source)
+        (path, geometry, seed, p, SHARD, frames, source, patch)
         for p, path in zip(parts, paths, strict=True)
         if not path.exists()
     ]
     in_processes(_frames_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
-    loaded = [np.load(path) for path in paths]
-    mouths = torch.from_numpy(np.concatenate([part["mouths"] for part in loaded]))
-    return np.concatenate([part["frames"] for part in loaded]), mouths
+    pictures: np.ndarray | None = None
+    mouths, flows = [], []
+    for part, path in enumerate(paths):  # into one array, since two copies may not fit into the memory
+        with np.load(path) as loaded:
+            found = loaded["frames"]
+            if pictures is None:
+                pictures = np.empty((len(paths) * SHARD, *found.shape[1:]), np.uint8)
+            pictures[part * SHARD : (part + 1) * SHARD] = found
+            mouths.append(loaded["mouths"])
+            flows += [loaded["flows"]] if patch else []
+    assert pictures is not None
+    return Footage(pictures, torch.from_numpy(np.concatenate(mouths)), np.concatenate(flows) if patch else None)
 
 
 def in_processes(work: Callable[..., None], tasks: list[tuple], workers: int, tell: Callable[[int], None]) -> None:

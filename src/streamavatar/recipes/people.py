@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamavatar.config import CodecConfig, ModelConfig, TransformerConfig
+from streamavatar.config import FlowCodecConfig, ModelConfig, TransformerConfig
 from streamavatar.geometry import Geometry
 from streamavatar.training.methods.adversarial import AdversarialConfig
 from streamavatar.training.methods.sid import SidConfig
@@ -22,7 +22,7 @@ def people() -> Recipe:
     model = ModelConfig(
         name="people-256",
         geometry=Geometry(height=256, width=256, spatial_stride=32, latent_channels=channels),
-        codec=CodecConfig(widths=(160, 96, 64, 48), blocks=2, pool=2),
+        codec=FlowCodecConfig(),
         transformer=TransformerConfig(
             dim=256,
             ffn_dim=1024,

@@ -12,22 +12,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from streamavatar.config import ModelConfig
+from streamavatar.config import FlowCodecConfig, ModelConfig
 from streamavatar.data.latents import LatentSet
-from streamavatar.data.prepare import make_frames, make_latents, make_speech
+from streamavatar.data.prepare import Footage, make_frames, make_latents, make_speech
 from streamavatar.errors import UserError
 from streamavatar.models.avatar import AvatarModel
+from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.ops.precision import half_is_fast
 from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.audio import AudioMethod
-from streamavatar.training.methods.codec import DecoderMethod, fit_linear
+from streamavatar.training.methods.codec import DecoderMethod, fit_flow, fit_linear
 from streamavatar.training.methods.ode import OdeMethod, trajectories
 from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.methods.teacher import TeacherMethod
@@ -205,8 +205,9 @@ def audio_stage(run: Run) -> None:
     run.keep(model.audio.encoder, "audio")
 
 
-def _codec_frames(run: Run) -> tuple[np.ndarray, torch.Tensor]:
+def _footage(run: Run) -> Footage:
     recipe = run.recipe
+    codec = recipe.model.codec
     return make_frames(
         run.folder / "linear" / "frames",
         recipe.model.geometry,
@@ -216,21 +217,25 @@ def _codec_frames(run: Run) -> tuple[np.ndarray, torch.Tensor]:
         workers=recipe.workers,
         tell=run.tell("frames"),
         source=recipe.source,
+        patch=codec.patch(recipe.model.geometry) if isinstance(codec, FlowCodecConfig) else 0,
     )
 
 
 def linear_stage(run: Run) -> None:
     """Render clips for the codec and fit its linear part, unless it is given."""
-    model, frames = run.build(), _codec_frames(run)
+    model, footage = run.build(), _footage(run)
     if not run.recipe.start:
-        fit_linear(model.codec, *frames, seed=run.recipe.seed)
+        if isinstance(model.codec, FlowCodec):
+            fit_flow(model.codec, footage, seed=run.recipe.seed)
+        else:
+            fit_linear(model.codec, footage.frames, footage.mouths, seed=run.recipe.seed)
     run.keep(model.codec, "linear")
 
 
 def decoder_stage(run: Run) -> None:
     """Train the codec's decoder."""
     model = run.build("linear")
-    run.train(DecoderMethod(model.codec, *_codec_frames(run)), run.recipe.decoder, "decoder")
+    run.train(DecoderMethod(model.codec, _footage(run)), run.recipe.decoder, "decoder")
     run.keep(model.codec, "codec")
 
 

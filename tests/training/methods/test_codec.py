@@ -9,6 +9,7 @@ from torch import Tensor
 
 from streamavatar.config import CodecConfig
 from streamavatar.geometry import Geometry
+from streamavatar.data.prepare import Footage
 from streamavatar.models.codec import LightCodec
 from streamavatar.training.methods.codec import DecoderMethod, fit_linear, fit_scale, to_unit
 
@@ -78,7 +79,7 @@ def test_latents_are_centred_and_moving_channels_are_of_one_order(codec: LightCo
 
 
 def test_only_the_decoder_s_convolutions_learn(codec: LightCodec, clips: np.ndarray, mouths: Tensor) -> None:
-    method = DecoderMethod(codec, clips, mouths)
+    method = DecoderMethod(codec, Footage(clips, mouths))
     values = method.loss(0, 2, torch.Generator().manual_seed(0))
     values["loss"].backward()
     learning = {name for name, p in codec.named_parameters() if p.grad is not None}
@@ -87,7 +88,7 @@ def test_only_the_decoder_s_convolutions_learn(codec: LightCodec, clips: np.ndar
 
 
 def test_the_decoder_learns(codec: LightCodec, clips: np.ndarray, mouths: Tensor) -> None:
-    method = DecoderMethod(codec, clips, mouths)
+    method = DecoderMethod(codec, Footage(clips, mouths))
     optimizer = torch.optim.Adam(codec.detail.parameters(), 3e-3)
     losses = []
     for _ in range(25):

@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from streamavatar.config import CodecConfig, TaehvConfig, WanCodecConfig
+from streamavatar.config import CodecConfig, FlowCodecConfig, TaehvConfig, WanCodecConfig
 from streamavatar.errors import UserError
 from streamavatar.geometry import Geometry
+from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.models.codec.light import LightCodec
 from streamavatar.models.codec.taehv import Taehv, TaehvState
 from streamavatar.models.codec.wan import WanCodec, WanDecoder, WanEncoder, WanState
@@ -54,11 +55,15 @@ class SwappedCodec(WanEncoder):
         return self.other.decode(latents, state)  # type: ignore[arg-type]  # the state is the decoder's own
 
 
-Codec = LightCodec | WanCodec | SwappedCodec
+Codec = LightCodec | FlowCodec | WanCodec | SwappedCodec
 
 
-def make_codec(config: CodecConfig | WanCodecConfig, geometry: Geometry, other: OtherConfig | None = None) -> Codec:
+def make_codec(
+    config: CodecConfig | FlowCodecConfig | WanCodecConfig, geometry: Geometry, other: OtherConfig | None = None
+) -> Codec:
     """The codec of a model, with its own decoder or another."""
+    if isinstance(config, FlowCodecConfig):
+        return FlowCodec(config, geometry)
     if isinstance(config, CodecConfig):
         return LightCodec(config, geometry)
     return WanCodec(config) if other is None else SwappedCodec(config, other)
@@ -70,7 +75,7 @@ def make_decoder(config: OtherConfig) -> Taehv | WanDecoder:
 
 def heavy_parts(codec: Codec) -> tuple[str, ...]:
     """Names, as beginnings, of what run time computes per chunk and may compute in bfloat16."""
-    if isinstance(codec, LightCodec):
+    if isinstance(codec, LightCodec | FlowCodec):
         return ("detail.",)
     return ("decoder.", "post_quant_conv.") if isinstance(codec, WanCodec) else ("other.",)
 

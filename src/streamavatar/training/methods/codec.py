@@ -1,17 +1,23 @@
-"""Codec training: a closed-form linear part, then a convolutional decoder around it.
+"""Codec training: closed-form linear maps, then a convolutional decoder around them.
 
-The linear part is the principal components of the motion of space-time blocks (appearance comes from the reference
-picture), a third of them drawn from around mouths, where most of what matters happens in few pixels.
+The maps are principal components of space-time blocks: of the motion of pixels (`fit_linear`), or of optical flow and
+of what it leaves unexplained (`fit_flow`). A third of the blocks are drawn from around mouths, where most of what
+matters happens in few pixels.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamavatar.models.codec import LightCodec
+from streamavatar.data.prepare import Footage
+from streamavatar.models.codec.flow import FlowCodec
+from streamavatar.models.codec.light import LightCodec
 from streamavatar.training.trainer import Method
 
 
@@ -19,6 +25,15 @@ def to_unit(frames: np.ndarray | Tensor) -> Tensor:
     """uint8 [..., F, H, W, 3] to float [..., 3, F, H, W] in -1..1."""
     x = torch.as_tensor(frames).float() / 127.5 - 1
     return x.movedim(-1, -4)
+
+
+def _picks(mouth: Tensor, count: int, mouth_share: float, generator: torch.Generator) -> Tensor:
+    """Numbers of blocks of a clip: some anywhere, some that touch the mouth."""
+    chosen = [torch.randint(mouth.numel(), (int(count * (1 - mouth_share)),), generator=generator)]
+    at_mouth = (mouth.flatten() > 0).nonzero()[:, 0]
+    if len(at_mouth):
+        chosen.append(at_mouth[torch.randint(len(at_mouth), (int(count * mouth_share),), generator=generator)])
+    return torch.cat(chosen)
 
 
 @torch.no_grad()
@@ -42,21 +57,14 @@ def fit_linear(
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def picks(mouth: Tensor, count: int = 800) -> Tensor:
-        """Blocks of a clip: some anywhere, some that touch the mouth."""
-        chosen = [torch.randint(mouth.numel(), (int(count * (1 - mouth_share)),), generator=generator)]
-        at_mouth = (mouth.flatten() > 0).nonzero()[:, 0]
-        if len(at_mouth):
-            chosen.append(at_mouth[torch.randint(len(at_mouth), (int(count * mouth_share),), generator=generator)])
-        return torch.cat(chosen)
-
     size = codec.mean.shape[0]
     count, mean = 0, torch.zeros(size, dtype=torch.float64)
     picture, motion = torch.zeros(size, size), torch.zeros(size, size)
     for clip, mouth in zip(clips, mouths, strict=True):
+        picks = partial(_picks, mouth, 800, mouth_share, generator)
         blocks = codec.blocks(to_unit(clip)[None])
         moved = (blocks - blocks[:, :1]).flatten(0, 3)
-        rows, change = blocks.flatten(0, 3)[picks(mouth)], moved[picks(mouth)]
+        rows, change = blocks.flatten(0, 3)[picks()], moved[picks()]
         count += len(rows)
         mean += rows.double().sum(0)
         picture += rows.t() @ rows
@@ -80,20 +88,78 @@ def fit_scale(codec: LightCodec, clips: np.ndarray) -> None:
     codec.fit_scale(shift, (motion * overall).sqrt(), spread)
 
 
-class DecoderMethod(Method):
-    """The decoder's convolutions, on short pieces of clips; the linear part stays as fitted.
+@torch.no_grad()
+def fit_flow(
+    codec: FlowCodec, footage: Footage, *, mouth_share: float = 0.35, latents: int = 12, seed: int = 0
+) -> None:
+    """Fit the maps of a flow codec, one group of channels after the other, and the latents' scale.
 
     Args:
-        codec: with its linear part fitted.
-        clips: uint8 [N, F, H, W, 3]; may be a memory map.
-        mouths: [N, T, h, w], see :func:`fit_linear`.
+        codec: changed in place.
+        footage: clips with flow.
+        mouth_share: share of the blocks that touch the mouth.
+        latents: how many of each clip's latents are looked at.
+    """
+    assert footage.flows is not None
+    generator = torch.Generator().manual_seed(seed)
+    looks = torch.cat([codec.looks_of(to_unit(clip[:1])[:, 0][None]).flatten(0, 2) for clip in footage.frames])
+    codec.look_mean.copy_(looks.mean(0))
+    codec.look_map.copy_(_components((looks - codec.look_mean).t() @ (looks - codec.look_mean), codec.looks))
+
+    def some(clip: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures, flow and mouths of some latents of a clip, the reference first."""
+        count = footage.mouths.shape[1]
+        chosen = 1 + torch.randperm(count - 1, generator=generator)[:latents].sort().values
+        frames = [0, *(f for k in chosen.tolist() for f in codec.geometry.latent_frames(k))]
+        assert footage.flows is not None
+        flow = torch.from_numpy(footage.flows[clip][:, frames]).float()
+        return to_unit(footage.frames[clip][frames])[None], flow[None], footage.mouths[clip][chosen]
+
+    flows, rests = (torch.zeros(size, size) for size in (codec.flow_map.shape[1], codec.rest_map.shape[1]))
+    for clip in range(len(footage.frames)):
+        _, flow, mouth = some(clip)
+        rows = codec.flows_of(flow[:, :, 1:]).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
+        flows += rows.t() @ rows
+    codec.flow_map.copy_(_components(flows, codec.flows))
+    for clip in range(len(footage.frames)):
+        pictures, flow, mouth = some(clip)
+        unexplained = codec.unexplained(pictures, flow).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
+        rests += unexplained.t() @ unexplained
+    codec.rest_map.copy_(_components(rests, len(codec.rest_map)))
+
+    codec.scale.fill_(1)
+    found = [codec.encode(pictures, flow) for pictures, flow, _ in map(some, range(len(footage.frames)))]
+    latents_found = torch.cat(found)
+    spread = latents_found.square().mean((0, 2, 3, 4)).sqrt().clamp_min(1e-6)
+    groups = spread.split((codec.looks, codec.flows, len(codec.rest_map)))
+    # Appearance is given, never made. The others: half-way between even channels and their own spread, see `fit_scale`.
+    scale = [groups[0], *((group * group.square().mean().sqrt()).sqrt() for group in groups[1:])]
+    codec.scale.copy_(torch.cat(scale))
+    codec.spread.copy_(spread)
+
+
+def _components(covariance: Tensor, count: int) -> Tensor:
+    """The `count` largest principal components, as rows."""
+    _, vectors = torch.linalg.eigh(covariance)
+    return vectors.flip(1)[:, :count].t()
+
+
+class DecoderMethod(Method):
+    """The decoder's convolutions, on short pieces of clips; the linear maps stay as fitted.
+
+    Args:
+        codec: with its linear maps fitted.
+        footage: clips.
+        latents: length of the pieces.
     """
 
-    def __init__(self, codec: LightCodec, clips: np.ndarray, mouths: Tensor, latents: int = 3) -> None:
-        codec.analysis.requires_grad_(False)
-        codec.synthesis.requires_grad_(False)
+    def __init__(self, codec: LightCodec | FlowCodec, footage: Footage, latents: int = 3) -> None:
+        codec.requires_grad_(False)
+        codec.detail.requires_grad_(True)
         self.module: nn.Module = codec
-        self.codec, self.clips, self.mouths, self.latents = codec, clips, mouths, latents
+        self.codec: Any = codec  # each decodes from the state that it opened
+        self.latents = latents
+        self.clips, self.mouths, self.flows = footage.frames, footage.mouths, footage.flows
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -117,7 +183,7 @@ class DecoderMethod(Method):
         changed = (moving[:, :, 1:] - pictures).abs().mean(dim=1, keepdim=True)
         weight = weight + 4 * (2 * changed).clamp_max(1)
         with torch.autocast(mouth.device.type, enabled=False):
-            z = self.codec.encode(moving)[:, :, 1:]
+            z = self._latents(pictures, moving, picks, first)
             # The transformer's latents are not exact; the decoder learns to live with small errors.
             z = z + torch.randn(z.shape, generator=generator) * 0.2 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
             _, state = self.codec.open(pictures[:, :, 0])
@@ -127,3 +193,13 @@ class DecoderMethod(Method):
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         psnr = 10 * torch.log10(4 / difference.detach().square().mean())
         return {"loss": error.abs().mean() + 0.5 * edges, "psnr": psnr}
+
+    def _latents(self, pictures: Tensor, moving: Tensor, picks: list[tuple[int, int]], first: list[int]) -> Tensor:
+        """Latents [B, C, T, h, w] of pieces that begin with the frame before them."""
+        if self.flows is None:
+            return self.codec.encode(moving)[:, :, 1:]
+        span = moving.shape[2] - 1
+        found = np.stack([self.flows[c][:, s : s + span] for (c, _), s in zip(picks, first, strict=True)])
+        flow = torch.as_tensor(found, device=self.mouths.device).float()
+        clip = torch.cat((pictures, moving[:, :, 1:]), dim=2)
+        return self.codec.encode(clip, functional.pad(flow, (0, 0, 0, 0, 1, 0)))[:, :, 1:]
