@@ -6,6 +6,8 @@ as good for lips as four times the work at full size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ def flow_to_reference(frames: NDArray[np.uint8], patch: int) -> Tensor:
     Returns:
         Displacements (right, down) in cells, [2, F, H / patch, W / patch], zero for the first frame.
     """
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    search: Any = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     search.setFinestScale(0)
     height, width = frames.shape[1:3]
     grey = [

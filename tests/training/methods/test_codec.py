@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from streamavatar.config import CodecConfig
-from streamavatar.geometry import Geometry
 from streamavatar.data.prepare import Footage
+from streamavatar.geometry import Geometry
 from streamavatar.models.codec import LightCodec
 from streamavatar.training.methods.codec import DecoderMethod, fit_linear, fit_scale, to_unit
 
