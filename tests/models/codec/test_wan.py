@@ -190,7 +190,7 @@ def test_load_says_what_is_wrong(codec: WanCodec, wan: bool) -> None:
     assert message.startswith("vae.pth: decoder.conv_in.weight has shape (48, 5, 3, 3, 3)")
     assert "(48, 6, 3, 3, 3)" in message
     fewer = {name: value for name, value in good.items() if name != "quant_conv.bias"}
-    assert f"is missing 1 tensor: {'conv1.bias' if wan else 'quant_conv.bias'}" in tried(fewer)
+    assert "is missing 1 tensor: quant_conv.bias" in tried(fewer)
     assert "has unexpected 1 tensor: extra" in tried({**good, "extra": torch.zeros(1)})
 
 
@@ -361,7 +361,7 @@ def test_norms_write_where_convolutions_read(codec: WanCodec, monkeypatch: pytes
     differentiable, _ = codec.decode(z[:, :, 1:].requires_grad_(), state)
     assert differentiable.requires_grad
     assert len(joined) > 10
-    torch.testing.assert_close(differentiable, plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(differentiable, plain, atol=1e-5, rtol=0)
 
 
 def test_the_memory_format_is_kept_on_the_way() -> None:
