@@ -68,9 +68,8 @@ class Avatar:
             raise UserError(f"unknown precision {precision!r}; use auto, float32 or bfloat16")
         half = precision == "bfloat16" or (precision == "auto" and half_is_fast(where))
         dtype = torch.bfloat16 if half else torch.float32
-        require_memory(folder, read_config(folder), decoder, dtype, where)
-        model = AvatarModel.load(folder, device=where, dtype=dtype, decoder=decoder)
-        model.codec.to(beside)
+        require_memory(folder, read_config(folder), decoder, dtype, where, beside)
+        model = AvatarModel.load(folder, device=where, dtype=dtype, decoder=decoder, decoder_device=beside)
         return Avatar(model, Pipeline(threads, (where, beside)))
 
     @property

@@ -66,12 +66,12 @@ def test_fill_makes_tensors_where_they_stay(tmp_path: Path) -> None:
     assert shapes_of(target) == shapes_of(source)
 
 
-def test_check_names_the_first_difference() -> None:
+def test_check_names_every_difference() -> None:
     good = {"a": (1, 2), "b": (3,)}
     check("file", good, dict(good))
     for found, message in (
-        ({"a": (1, 2)}, r"^file: is missing 1 tensors, the first b; give"),
-        ({**good, "z": (1,), "c": (1,)}, "has unexpected 2 tensors, the first c"),
+        ({"a": (1, 2)}, r"^file: is missing 1 tensor: b; give"),
+        ({**good, "z": (1,), "c": (1,)}, "has unexpected 2 tensors: c, z"),
         ({**good, "a": (2, 1)}, r"a has shape \(2, 1\) but the configuration asks for \(1, 2\)"),
     ):
         with pytest.raises(UserError, match=message):

@@ -39,7 +39,18 @@ def test_counts_what_is_taken(wan: ModelConfig) -> None:
     with torch.no_grad():
         _, state = model.codec.open(torch.zeros(1, 3, 64, 96))
     assert plan.state == sum(t.untyped_storage().nbytes() for t in state.layers.values())
-    assert plan.total == plan.weights + 3 * (plan.cache + plan.state) + plan.work + RESERVE
+    assert plan.total == plan.weights + 3 * (plan.cache + plan.recorded + plan.state) + plan.work + RESERVE
+
+
+def test_two_devices_share_what_one_would_hold(wan: ModelConfig) -> None:
+    whole, first, second = (memory_plan(wan, dtype=FLOAT, part=part) for part in ("all", "transformer", "codec"))
+    assert whole.weights == first.weights + second.weights
+    assert (first.cache, first.recorded, first.state) == (whole.cache, whole.recorded, 0)
+    assert (second.cache, second.recorded, second.state) == (0, 0, whole.state)
+    # The workers run side by side, so on one device both need their room.
+    assert whole.work >= first.work + second.work - max(first.work, second.work)
+    assert first.total < whole.total
+    assert second.total < whole.total
 
 
 def test_precision(wan: ModelConfig) -> None:
@@ -98,17 +109,26 @@ def test_refused_with_what_would_fit(wan: ModelConfig, tmp_path: Path, monkeypat
     def refused(free: int, decoder: Any = "full", sessions: int = 1) -> str:
         monkeypatch.setattr(memory, "free_memory", lambda device: free)
         with pytest.raises(UserError) as caught:
-            require_memory(tmp_path, wan, decoder, torch.bfloat16, device, sessions)
+            require_memory(tmp_path, wan, decoder, torch.bfloat16, device, None, sessions)
         return str(caught.value)
 
+    alone = memory_plan(wan, part="transformer").total
+    assert alone < small
     message = refused(full - 1)
     assert message.startswith("cuda:0: 1.0 GiB are free, but small with the full decoder and 1 session needs 1.0 GiB (")
-    assert "use a device with 1.0 GiB free" in message
+    assert "what fits: --decoder-device with another GPU (1.0 GiB here)" in message
+    assert "use a device with 1.0 GiB free" in refused(alone - 1)
     save_decoder(make_decoder(light), decoder_file(tmp_path, "light"))  # type: ignore[arg-type]
     assert "what fits: --decoder light (1.0 GiB)" in refused(full - 1)
-    assert "use a device" in refused(small - 1)
+    assert "--decoder light" not in refused(small - 1)
     plan = memory_plan(wan)
-    assert "what fits: 3 sessions" in refused(full + 2 * (plan.cache + plan.state), sessions=5)
+    assert "what fits: 3 sessions" in refused(full + 2 * plan.session, sessions=5)
+    monkeypatch.setattr(memory, "free_memory", lambda device: alone if device.index else 0)
+    with pytest.raises(UserError, match=r"cuda:0: 0\.0 GiB are free, but the transformer of small"):
+        require_memory(tmp_path, wan, "full", torch.bfloat16, device, torch.device("cuda:1"))
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0 if device.index else alone)
+    with pytest.raises(UserError, match=r"cuda:1: 0\.0 GiB are free, but the codec of small"):
+        require_memory(tmp_path, wan, "full", torch.bfloat16, device, torch.device("cuda:1"))
     monkeypatch.setattr(memory, "free_memory", lambda device: full)
     require_memory(tmp_path, wan, "full", torch.bfloat16, device)
     monkeypatch.setattr(memory, "free_memory", lambda device: None)

@@ -165,7 +165,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     file, good = tmp_path / "models_t5_umt5-xxl-enc-bf16.pth", dict(weights)
     weights.pop("blocks.1.attn.k.weight")
     torch.save(weights, file)
-    with pytest.raises(UserError, match=r"missing 1 tensors, the first encoder\.block\.1\.layer\.0\.SelfAttention\.k"):
+    with pytest.raises(UserError, match=r"missing 1 tensor: encoder\.block\.1\.layer\.0\.SelfAttention\.k"):
         encode_prompt(tmp_path, PROMPT)
     torch.save({**good, "blocks.2.ffn.fc2.weight": torch.zeros(WIDTH, 7)}, file)
     with pytest.raises(UserError, match=r"block\.2\.\S+\.wo\.weight has shape \(12, 7\) .* \(12, 20\)"):

@@ -178,6 +178,6 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     stored.pop("encoder.layers.1.attention.k_proj.weight")
     stored.pop("encoder.pos_conv_embed.conv.parametrizations.weight.original0")
     with pytest.raises(
-        UserError, match=r"missing 2 tensors .* the first encoder\.layers\.1\.attention\.k_proj\.weight"
+        UserError, match=r"missing 2 tensors of wav2vec 2\.0: encoder\.layers\.\S*attention\.k_proj\.weight"
     ):
         sources(shapes, stored, "folder")

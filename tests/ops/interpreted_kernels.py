@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamavatar.ops import fused, kernels
+from streamavatar.ops import fp8, fused, kernels
 from streamavatar.ops.rope import rope
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -49,6 +49,35 @@ def test_norm_rope(dtype: torch.dtype, heads: int, head_dim: int) -> None:
     got = kernels.norm_rope(x, weight, table, heads, 1e-6)
     assert got.shape == (2, heads, 12, head_dim)
     assert off(got, fused.norm_rope_twin(x, weight, table, heads, 1e-6)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("channels", [5, 64])
+def test_norm_silu(dtype: torch.dtype, channels: int) -> None:
+    """Into the later frames of a longer tensor, whose first ones stay."""
+    x = drawn(2, channels, 3, 4, 7, dtype=dtype).to(memory_format=torch.channels_last_3d) * 3
+    gamma = 1 + 0.1 * drawn(channels, 1, 1, 1, seed=1, dtype=dtype)
+    joined = torch.full((2, channels, 5, 4, 7), 7.0, dtype=dtype).to(memory_format=torch.channels_last_3d)
+    expected = fused.norm_silu_twin(x.double(), gamma.double(), torch.empty_like(x, dtype=torch.float64))
+    out = joined[:, :, 2:]
+    assert fused._pixel_rows(x)
+    assert fused._pixel_rows(out)
+    assert kernels.norm_silu(x, gamma, out) is out
+    assert off(joined[:, :, 2:], expected) < TOLERANCE[dtype]
+    assert bool((joined[:, :, :2] == 7).all())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_quantise(dtype: torch.dtype) -> None:
+    x = drawn(6, 48, dtype=dtype) * torch.logspace(-3, 3, 6).to(dtype)[:, None]
+    x[2] = 0
+    values, scales = kernels.quantise(x, fp8.KIND)
+    expected, their_scales = fp8.quantise_twin(x)
+    assert values.dtype == fp8.KIND
+    torch.testing.assert_close(scales, their_scales)
+    # The interpreter, not the GPU, loses the carry where rounding reaches a power of two: 127 becomes 64 and not 128.
+    mantissa = expected.float().frexp().mantissa.abs()
+    assert torch.equal(values.float()[mantissa != 0.5], expected.float()[mantissa != 0.5])
 
 
 def test_kernels_refuse_gradients() -> None:

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamavatar.ops.fp8 import Fp8Linear, fp8_linears, fp8_possible, quantise, scaled_linear, scaled_linear_twin
+from streamavatar.ops.fp8 import (
+    Fp8Linear,
+    fp8_linears,
+    fp8_possible,
+    quantise,
+    quantise_twin,
+    scaled_linear,
+    scaled_linear_twin,
+)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -51,7 +59,14 @@ def test_layers_come_back() -> None:
 def test_products_on_a_gpu_equal_the_twin() -> None:
     if not fp8_possible(torch.device("cuda")):
         pytest.skip("this GPU has no 8-bit products")
-    x, weight = (quantise(drawn(n, 256, seed=n).cuda()) for n in (96, 64))
+    rows, columns = (drawn(n, 256, seed=n).cuda() for n in (96, 64))
+    with torch.no_grad():  # by the kernel
+        x, weight = quantise(rows), quantise(columns)
+    for (values, scale), given in ((x, rows), (weight, columns)):
+        theirs, their_scale = quantise_twin(given)
+        torch.testing.assert_close(scale, their_scale)
+        same = values.float() == theirs.float()
+        assert float(same.float().mean()) > 0.99  # a division rounded otherwise may fall on the other side
     bias = drawn(64).cuda().bfloat16()
     got, expected = scaled_linear(*x, *weight, bias), scaled_linear_twin(*x, *weight, bias)
     assert float((got - expected).float().norm() / expected.float().norm()) < 1e-2

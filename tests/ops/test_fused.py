@@ -70,5 +70,11 @@ def test_kernels_on_a_gpu(dtype: torch.dtype) -> None:
             (fused.gated(x, update, gate), fused.gated_twin(x, update, gate)),
             (fused.norm_rope(x, weight, table, 24, 1e-6), fused.norm_rope_twin(x, weight, table, 24, 1e-6)),
         ]
+        pixels = drawn(1, 96, 3, 8, 12, seed=4, dtype=dtype).cuda().to(memory_format=torch.channels_last_3d)
+        gamma = 1 + 0.1 * drawn(96, 1, 1, 1, seed=5, dtype=dtype).cuda()
+        joined = torch.zeros(1, 96, 5, 8, 12, dtype=dtype, device="cuda").to(memory_format=torch.channels_last_3d)
+        written = fused.norm_silu(pixels, gamma, joined[:, :, 2:])
+        assert written.data_ptr() == joined[:, :, 2:].data_ptr()
+        pairs.append((written, fused.norm_silu_twin(pixels, gamma, torch.empty_like(pixels))))
     for got, expected in pairs:
         assert off(got, expected) < TOLERANCE[dtype]

@@ -1,5 +1,1 @@
 """Measured speed: of a model with its weights (`model`), and of the full size with weights drawn at random (`full`)."""
-
-from streamavatar.bench.model import bench
-
-__all__ = ["bench"]

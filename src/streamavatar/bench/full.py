@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from streamavatar.bench.ceilings import count_work, measure_ceilings, seconds_of, settle
-from streamavatar.bench.drawn import drawn_model
+from streamavatar.bench.drawn import decoder_config, drawn_model
 from streamavatar.cache import RingCache
 from streamavatar.cache.ring import RingView
 from streamavatar.config import ModelConfig
@@ -26,7 +27,7 @@ from streamavatar.engine.maker import ChunkMaker
 from streamavatar.engine.telemetry import Telemetry, peak_memory
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.codec.choice import DecoderName
-from streamavatar.models.memory import memory_plan
+from streamavatar.models.memory import MemoryPlan, Part, memory_plan, require_plan
 from streamavatar.ops.attention import kernel_for, using
 from streamavatar.ops.fp8 import fp8_linears, fp8_possible
 from streamavatar.ops.fused import without_kernels
@@ -53,7 +54,7 @@ class _Settled(Telemetry):
 
 
 class Run:
-    """One session of random sound, made chunk by chunk."""
+    """One session of random sound, made chunk by chunk by the caller's thread."""
 
     def __init__(self, model: AvatarModel, telemetry: Telemetry, seed: int = 0, **options: Any) -> None:
         g, rng = model.config.geometry, np.random.default_rng(seed)
@@ -63,6 +64,13 @@ class Run:
             len(self.maker.heard_ticks(1)) * model.config.audio.sample_rate // g.fps
         ).astype(np.float32)
         self.chunk = 0
+
+    @staticmethod
+    def on(pipeline: Pipeline, model: AvatarModel, seed: int) -> Run:
+        """One whose chunks are made by a pipeline's workers."""
+        run = pipeline.call(lambda: Run(model, Telemetry(), seed))
+        pipeline.run(lambda: None, lambda _: run.maker.warm_decoder()).result()
+        return run
 
     def transform(self) -> Tensor:
         self.chunk += 1
@@ -91,6 +99,7 @@ def measure_latency(model: AvatarModel, device: torch.device, chunks: int) -> di
     """Chunks one at a time, and where their time goes."""
     begin = perf_counter()
     run = Run(model, _Settled(device))
+    run.maker.warm_decoder()
     opened = perf_counter() - begin
     first = run.step()
     for _ in range(steady(model)):
@@ -106,7 +115,7 @@ def measure_latency(model: AvatarModel, device: torch.device, chunks: int) -> di
 
 def measure_throughput(model: AvatarModel, pipeline: Pipeline, chunks: int, sessions: int = 1) -> dict[str, float]:
     """Sessions in turn, two chunks in the pipeline at a time: the decoder of one beside the transformer of the next."""
-    runs = [pipeline.call(lambda seed=seed: Run(model, Telemetry(), seed)) for seed in range(sessions)]  # type: ignore[misc]
+    runs = [Run.on(pipeline, model, seed) for seed in range(sessions)]
     flying: list[Future[Any]] = []
     done: list[float] = []
     for _ in range(steady(model) + chunks):
@@ -214,6 +223,7 @@ def measure_decoders(config: ModelConfig, device: torch.device, dtype: torch.dty
     for name in names:
         one = replace(config, transformer=replace(config.transformer, layers=1))
         run = Run(drawn_model(one, name, device, dtype), Telemetry(), graphs=False)
+        run.maker.warm_decoder()
         latents = run.transform()
         seconds = seconds_of(lambda run=run, latents=latents: run.maker.decode(latents), device, chunks)  # type: ignore[misc]
         found[name] = 1e3 * float(np.median(seconds))
@@ -261,6 +271,7 @@ def bench_full(
         report.update(parts)
         on_part(report)
 
+    require_plan(config.name, partial(_plan, config, dtype), decoder, device, decoder_device)
     add(ceilings=measure_ceilings(device, dtype), work=count_work(config, decoder))
     model = drawn_model(config, decoder, device, dtype)
     if decoder_device is not None and decoder_device != device:
@@ -269,8 +280,8 @@ def bench_full(
     add(rates=_rates(report))
     pipeline = Pipeline(devices=(device, decoder_device or device))
     add(throughput=measure_throughput(model, pipeline, chunks))
-    plan = memory_plan(config, decoder, dtype=dtype) if decoder != "pruned" else None
-    add(memory=_memory(device) | ({"planned_bytes": plan.total} if plan else {}))
+    part: Part = "all" if decoder_device in (None, device) else "transformer"
+    add(memory=_memory(device) | {"planned_bytes": _plan(config, dtype, decoder, 1, part).total})
     fit = _room(device, model)
     add(sessions=measure_sessions(model, pipeline, report["throughput"]["rtf"], fit, min(chunks, 30)))
     if baselines:
@@ -278,6 +289,10 @@ def bench_full(
         del model
         add(decoders_ms=measure_decoders(config, device, dtype, min(chunks, _BASELINE_CHUNKS)))
     return report
+
+
+def _plan(config: ModelConfig, dtype: torch.dtype, decoder: DecoderName, sessions: int, part: Part) -> MemoryPlan:
+    return memory_plan(config, decoder_config(config, decoder) or "full", sessions, dtype, part)
 
 
 def _rates(report: dict[str, Any]) -> dict[str, float]:

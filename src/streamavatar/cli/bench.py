@@ -59,7 +59,7 @@ def bench(
         _full(size, decoder, device, decoder_device, precision, chunks, baselines, layers, dim, report)
         return
     from streamavatar.avatar import Avatar
-    from streamavatar.bench import bench as measure
+    from streamavatar.bench.model import bench as measure
 
     values = measure(Avatar.load(model, device=device, precision=precision, threads=threads), seconds, repeats)
     print(f"{values['model']} {values['size']} {values['precision']} on {values['machine']['cpu']}")

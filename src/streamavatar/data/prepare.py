@@ -112,6 +112,37 @@ def encode_clip(codec: Codec, pixels: Tensor, frames: np.ndarray) -> Tensor:
     return codec.encode(pixels)
 
 
+def _features(model: AvatarModel, lanes: list[Tensor], rows: int) -> tuple[Tensor, Tensor]:
+    """Talk and listen features [1, rows, feature_dim] of a clip's frames from -`BEFORE` on, as run time makes them.
+
+    A small encoder's features do not depend on the stretch they are made of. Those of wav2vec 2.0 do: run time gives it
+    the five seconds that end with a chunk's look-ahead, and so every frame has here the feature that it has in the
+    chunk that shows it (in the window of the chunk beside, run time has another one for the border's few frames).
+
+    Args:
+        lanes: agent and user, [1, (history + rows) * frame_samples].
+    """
+    audio, chunk = model.audio, model.config.geometry.chunk_frames
+    if audio.config.wav2vec2 is None:
+        return audio.features(*lanes)
+    size, span = audio.encoder.frame_samples, chunk + BEFORE + AFTER
+
+    def heard(first: int, count: int) -> tuple[Tensor, Tensor]:
+        stretch = slice(first * size, (first + audio.history + count) * size)
+        return audio.features(*(lane[:, stretch] for lane in lanes))
+
+    talk, listen = heard(0, BEFORE + 1 + AFTER)  # of the reference
+    # Row r is frame r - BEFORE, and chunk c shows frames from (c - 1) * chunk + 1 on.
+    for begin in range(1, rows - BEFORE - AFTER, chunk):
+        first = max(0, min(begin, rows - span))  # a last chunk that the clip cuts short hears as much before
+        own = heard(first, min(span, rows - first))
+        talk, listen = (
+            torch.cat((x[:, : begin + BEFORE], y[:, begin - first + BEFORE :]), dim=1)
+            for x, y in zip((talk, listen), own, strict=True)
+        )
+    return talk, listen
+
+
 def clip_latents(model: AvatarModel, clip: Clip | Window) -> LatentSet:
     """One clip, rendered with `AFTER` frames to spare, as a set of one."""
     geometry = model.config.geometry
@@ -123,7 +154,7 @@ def clip_latents(model: AvatarModel, clip: Clip | Window) -> LatentSet:
         for before, lane in ((clip.agent_before, clip.agent), (clip.user_before, clip.user))
     ]
     with torch.no_grad():
-        talk, listen = model.audio.features(*lanes)
+        talk, listen = _features(model, lanes, feature_frames(frames))
         pixels = torch.from_numpy(clip.frames[:frames]).float().div(127.5).sub(1).permute(3, 0, 1, 2)[None]
         latents = encode_clip(model.codec, pixels, clip.frames[:frames])
     assert talk.shape[1] == feature_frames(frames)

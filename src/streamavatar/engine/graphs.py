@@ -47,7 +47,8 @@ class RecordedPasses:
         self._passes: dict[tuple[int, int, int], Recorded] = {}
 
     def warm(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> None:
-        """Record a pass for every slot, before the session's first chunk: it leaves the slots as if they were used.
+        """Meet every shape that a pass may have and record one for every slot, before the session's first chunk; the
+        slots are left as if they were used.
 
         Args:
             x, sigma, conditions: what passes get, in the shapes of a chunk; prepared. The reference and the text's keys
@@ -57,6 +58,7 @@ class RecordedPasses:
         keys = tree_map(lambda t: t.clone() if id(t) in moving else t, conditions.keys)
         self._inputs = x, sigma, inputs = x.clone(), sigma.clone(), replace(conditions, keys=keys)
         self._filled_with = conditions
+        meet_shapes(self._transformer, self._cache, self._cache.full().start, x, sigma, inputs)
         for chunk in self._cache.full():
             view = self._cache.view(chunk)
             self._passes[view.place] = self._record(partial(self._transformer.sample, x, sigma, inputs, view))
@@ -77,22 +79,42 @@ class RecordedPasses:
         return found.output.clone()  # the next pass writes there, and the decoder may still be reading
 
 
+def meet_shapes(
+    transformer: Transformer, cache: RingCache, stop: int, x: Tensor, sigma: Tensor, conditions: Conditions
+) -> None:
+    """A pass of every shape that chunks 1 .. stop - 1 have: libraries choose and build their kernels per shape."""
+    seen: set[tuple[int, ...]] = set()
+    for chunk in range(1, stop):
+        view = cache.view(chunk)
+        if view.place[1:] not in seen:
+            transformer.sample(x, sigma, conditions, view)
+            seen.add(view.place[1:])
+
+
 def _audio(conditions: Conditions) -> list[Tensor]:
     """Those of the inputs that differ between chunks."""
     return [tensor for keys in conditions.keys or () for tensor in (*keys.talk, *keys.listen)]
 
 
 def record_on(device: torch.device) -> Record:
-    """Recording of CUDA graphs that share their memory: of one session's passes only one runs at a time."""
+    """Recording of CUDA graphs that share their memory: of one session's passes only one runs at a time.
+
+    All run on one stream of their own, first as they are and then recorded: the default stream cannot be recorded, and
+    libraries keep workspaces per stream, which are to be there before.
+    """
     pool: Any = torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream(device)
 
     def record(work: Callable[[], Tensor]) -> Recorded:
-        work()  # compiles kernels and lets libraries take their memory, neither of which can be recorded
+        torch.cuda.synchronize(device)  # the inputs come from the caller's stream
+        with torch.cuda.stream(stream):
+            work()  # compiles kernels and lets libraries take their memory, neither of which can be recorded
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
         # The decoder's thread goes on meanwhile and may do what a recording thread may not.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             output = work()
+        torch.cuda.synchronize(device)
         return Recorded(graph.replay, output)
 
     return record

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamavatar.cache import RingCache
-from streamavatar.engine.graphs import RecordedPasses
+from streamavatar.engine.graphs import RecordedPasses, meet_shapes
 from streamavatar.engine.lane import Samples
+from streamavatar.engine.pipeline import Pipeline
 from streamavatar.engine.telemetry import Telemetry
 from streamavatar.models.audio import AFTER, latent_window
 from streamavatar.models.avatar import AvatarModel
@@ -146,9 +147,31 @@ class ChunkMaker:
         with torch.inference_mode():
             conditions = self._conditions(silence, silence, self._first(1), span, self._reference)
             x = self._noise(1, 0)
+            sigma = torch.ones(x.shape[0], x.shape[2], device=x.device)
+            if self._prepares:
+                conditions = self._prepared = model.transformer.prepare(conditions)
             if graphs:
-                self._prepared = model.transformer.prepare(conditions)
                 self._sampler = passes = RecordedPasses(model.transformer, self._cache)
-                passes.warm(x, torch.ones(x.shape[0], x.shape[2], device=x.device), self._prepared)
-            rgb_frames(model.codec.decode(x.to(self._decoder_device), self.decoder_state)[0])
+                passes.warm(x, sigma, conditions)
+            else:
+                meet_shapes(model.transformer, self._cache, self._cache.full().stop, x, sigma, conditions)
         self._settle()
+
+    def warm_decoder(self) -> None:
+        """The same for the decoder, on the worker that will use it: cuDNN's choices are kept per thread, and memory
+        per stream. Before the first chunk; does nothing on a CPU."""
+        if self._decoder_device.type != "cuda":
+            return
+        with torch.inference_mode():
+            x = self._noise(1, 0).to(self._decoder_device)
+            download(rgb_frames(self.model.codec.decode(x, self.decoder_state)[0]))
+
+
+def open_maker(
+    pipeline: Pipeline, model: AvatarModel, reference: NDArray[np.uint8], seed: int, telemetry: Telemetry
+) -> ChunkMaker:
+    """A maker that is warm on both of its workers."""
+    maker = pipeline.call(lambda: ChunkMaker(model, reference, seed, telemetry))
+    if next(model.codec.parameters()).device.type == "cuda":
+        pipeline.run(lambda: None, lambda _: maker.warm_decoder()).result()
+    return maker

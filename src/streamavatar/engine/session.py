@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from streamavatar.engine.lane import Lane, Samples
-from streamavatar.engine.maker import ChunkMaker
+from streamavatar.engine.maker import open_maker
 from streamavatar.engine.pipeline import Pipeline
 from streamavatar.engine.telemetry import Telemetry
 from streamavatar.errors import UserError
@@ -96,7 +96,7 @@ class Session:
         self._in_flight: deque[Future[Output]] = deque()
         self._complete: deque[float] = deque()
         """When the audio of each chunk that is not in the pipeline yet became complete."""
-        self._maker = pipeline.call(lambda: ChunkMaker(model, reference, seed, self.telemetry))
+        self._maker = open_maker(pipeline, model, reference, seed, self.telemetry)
 
     # public ----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streamavatar.engine.lane import Samples
-from streamavatar.engine.maker import ChunkMaker
+from streamavatar.engine.maker import open_maker
 from streamavatar.engine.pipeline import Pipeline
 from streamavatar.engine.telemetry import Telemetry
 from streamavatar.errors import UserError
@@ -55,7 +55,7 @@ class StepSession:
         self._ticks = (agent_rate // geometry.fps, user_rate // geometry.fps)
         self._rates, self._feature_rate = (agent_rate, user_rate), model.config.audio.sample_rate
         self._fps = geometry.fps
-        self._maker = pipeline.call(lambda: ChunkMaker(model, reference, seed, self.telemetry))
+        self._maker = open_maker(pipeline, model, reference, seed, self.telemetry)
         own = self._maker.heard_ticks(1)
         self._past = -own.start + _RUN_UP
         self._lanes = [np.zeros((self._past + self._frames) * tick, np.float32) for tick in self._ticks]

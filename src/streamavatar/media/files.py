@@ -6,9 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
-import av.error
-
 from streamavatar.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +54,9 @@ def open_container(path: StrPath, what: str) -> InputContainer:
     Raises:
         UserError: as :func:`existing_file`, or if FFmpeg does not know the format or finds it damaged.
     """
+    import av  # here, so that pictures can be read without it
+    import av.error
+
     file = existing_file(path, what)
     try:
         return av.open(f"file:{file.absolute()}", options={"protocol_whitelist": "file"}, metadata_errors="replace")

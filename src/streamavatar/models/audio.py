@@ -28,12 +28,16 @@ HOLD_FRAMES = 5
 """A lane counts as speaking for 0.2 s after its last frame above -45 dBFS."""
 
 
-@lru_cache(maxsize=4)
-def mel_filters(bins: int, mels: int, rate: int) -> Tensor:
-    """Triangular HTK mel filters, [bins, mels]."""
+CPU = torch.device("cpu")
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # kept for training as well, whoever asked first
+def mel_filters(bins: int, mels: int, rate: int, device: torch.device = CPU) -> Tensor:
+    """Triangular HTK mel filters, [bins, mels]; kept on the device, so that no chunk waits for them."""
     top = 2595 * math.log10(1 + rate / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)
-    frequencies = torch.linspace(0, rate / 2, bins, dtype=torch.float64)[:, None]
+    edges = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64, device=device) / 2595) - 1)
+    frequencies = torch.linspace(0, rate / 2, bins, dtype=torch.float64, device=device)[:, None]
     rise = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
     return torch.minimum(rise, fall).clamp_min(0).float()
@@ -100,7 +104,7 @@ class AudioEncoder(nn.Module):
         window = torch.hann_window(self._window, device=waveform.device)
         frames = padded.unfold(1, self._window, self._hop) * window
         power = torch.fft.rfft(frames, n=512).abs().square()
-        filters = mel_filters(power.shape[-1], self.config.mels, self.config.sample_rate).to(waveform.device)
+        filters = mel_filters(power.shape[-1], self.config.mels, self.config.sample_rate, waveform.device)
         return ((power @ filters).clamp_min(1e-6).log() / 4 + 1).transpose(1, 2)
 
     def forward(self, waveform: Tensor) -> Tensor:

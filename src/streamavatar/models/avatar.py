@@ -110,6 +110,7 @@ class AvatarModel(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         decoder: DecoderName = "full",
+        decoder_device: torch.device | str | None = None,
     ) -> AvatarModel:
         """Read a folder, in evaluation mode; every tensor goes straight to where it stays.
 
@@ -119,9 +120,10 @@ class AvatarModel(nn.Module):
             device: of the weights.
             dtype: of the transformer and of the decoder; everything else is float32.
             decoder: the model's own, or one of Wan's latents beside it.
+            decoder_device: of the codec's weights; `device` if None.
 
         Raises:
-            UserError: a missing or damaged file, or the first tensor that does not fit the configuration.
+            UserError: a missing or damaged file, or the tensors that do not fit the configuration.
         """
         config = read_config(folder)
         other = None
@@ -133,16 +135,19 @@ class AvatarModel(nn.Module):
             other = read_decoder_config(decoder_file(folder, decoder))
         with torch.device("meta"):
             model = AvatarModel(config, other)
-        model._read_weights(folder, device, dtype)
+        beside = device if decoder_device is None else decoder_device
+        model._read_weights(folder, device, beside, dtype)
         if isinstance(model.codec, SwappedCodec):
-            fill_decoder(model.codec.other, decoder_file(folder, decoder), device, dtype)
+            fill_decoder(model.codec.other, decoder_file(folder, decoder), beside, dtype)
         if config.transformer.text_dim:
             model.text = read_text(folder / TEXT, config.transformer.text_dim).to(device, dtype)
-        if torch.device(device).type == "cuda" and isinstance(model.codec, WanEncoder):
+        if torch.device(beside).type == "cuda" and isinstance(model.codec, WanEncoder):
             model.codec.channels_last()  # of whatever decoder it has
         return model.eval().requires_grad_(False)
 
-    def _read_weights(self, folder: Path, device: torch.device | str, dtype: torch.dtype) -> None:
+    def _read_weights(
+        self, folder: Path, device: torch.device | str, beside: torch.device | str, dtype: torch.dtype
+    ) -> None:
         """Everything but a decoder that is not the model's own."""
         expected = {name: shape for name, shape in shapes_of(self).items() if not name.startswith("codec.other.")}
         path = folder / WEIGHTS if (folder / WEIGHTS).exists() else folder / f"{WEIGHTS}.index.json"
@@ -151,7 +156,9 @@ class AvatarModel(nn.Module):
             if isinstance(self.codec, SwappedCodec):
                 found = {name: shape for name, shape in found.items() if not name.startswith(OWN_DECODER)}
             check(path, expected, found, f"use the {CONFIG} that was saved with these weights")
-            fill(self, stored, expected, device, self.precision(dtype))
+            for codec, place in ((False, device), (True, beside)):
+                names = [name for name in expected if name.startswith("codec.") == codec]
+                fill(self, stored, names, place, self.precision(dtype))
 
     def precision(self, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
         """The type of every tensor, by name, of a model whose transformer and decoder compute in `dtype`."""

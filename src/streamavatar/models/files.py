@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from streamavatar.errors import UserError
-from streamavatar.models.weights import Stored, place
+from streamavatar.models.weights import Stored, place, together
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -22,22 +22,26 @@ def check(
     found: Mapping[str, tuple[int, ...]],
     hint: str = "give the weights of this model",
 ) -> None:
-    """Same names and shapes, or a message that names the first difference.
+    """Same names and shapes, or a message that names every tensor that differs.
 
     Raises:
-        UserError: a tensor is missing, too many, or of another shape.
+        UserError: tensors are missing, too many, or of another shape.
     """
-    for title, names in (
-        ("is missing", expected.keys() - found.keys()),
-        ("has unexpected", found.keys() - expected.keys()),
-    ):
-        if names:
-            raise UserError(f"{source}: {title} {len(names)} tensors, the first {min(names)}; {hint}")
-    for name, shape in expected.items():
-        if tuple(found[name]) != tuple(shape):
-            raise UserError(
-                f"{source}: {name} has shape {tuple(found[name])} but the configuration asks for {tuple(shape)}; {hint}"
-            )
+    problems = [
+        f"{title} {len(names)} tensor{'s' if len(names) > 1 else ''}: {', '.join(together(sorted(names)))}"
+        for title, names in (
+            ("is missing", expected.keys() - found.keys()),
+            ("has unexpected", found.keys() - expected.keys()),
+        )
+        if names
+    ]
+    problems += together(
+        f"{name} has shape {tuple(found[name])} but the configuration asks for {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    )
+    if problems:
+        raise UserError(f"{source}: {'; '.join(problems)}; {hint}")
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from streamavatar.config import Wav2Vec2Sizes
 from streamavatar.errors import UserError
+from streamavatar.models.weights import together
 
 POSITIONS = "encoder.pos_conv_embed.conv"
 
@@ -166,8 +167,9 @@ def sources(ours: Mapping[str, Any], found: Mapping[str, Any], source: str) -> d
             out[name] = tuple(plain[part] for part in made_of)
     if missing := sorted(ours.keys() - out.keys()):
         raise UserError(
-            f"{source}: is missing {len(missing)} tensors of wav2vec 2.0, the first "
-            f"{missing[0].removeprefix('model.')}; give the weights that belong to its config.json"
+            f"{source}: is missing {len(missing)} tensors of wav2vec 2.0: "
+            f"{', '.join(together(name.removeprefix('model.') for name in missing))}; "
+            "give the weights that belong to its config.json"
         )
     return out
 

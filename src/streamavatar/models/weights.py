@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,14 +151,14 @@ def match(expected: Shapes, found: Shapes, source: str) -> Match:
     else:
         initial = ()
     problems = [f"{_both(name, naming)} is missing, expected shape {tuple(expected[name])}" for name in missing]
-    for name in expected.keys() & ours.keys():
+    for name in (name for name in expected if name in ours):
         want, have = tuple(expected[name]), tuple(found[ours[name]])
         if want != have:
             problems.append(f"{ours[name]} has shape {have}, expected {want}")
     known = {ours[name] for name in expected if name in ours}
     problems += [f"{name} of shape {tuple(found[name])} is unexpected" for name in found if name not in known]
     if problems:
-        _refuse(source, sorted(problems))
+        _refuse(source, problems)
     return Match(naming, {name: ours[name] for name in expected if name in ours}, initial)
 
 
@@ -167,12 +167,47 @@ def _both(name: str, naming: Naming) -> str:
     return f"{theirs} (our {name})" if theirs and theirs != name else name
 
 
-def _refuse(source: str, problems: list[str], most: int = 8) -> None:
-    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+def _refuse(source: str, problems: list[str]) -> None:
     raise UserError(
-        f"{source}: does not fit the configuration: {'; '.join(problems[:most])}{more}. "
+        f"{source}: does not fit the configuration: {'; '.join(together(problems))}. "
         "Use the configuration that these weights were made for"
     )
+
+
+_NUMBER = re.compile(r"(?:(?<=\.)|\b)(\d+)(?=\.[\w.]*[a-z_])")
+_NAME = re.compile(r"[A-Za-z_][\w.]*\.[\w.]*\w")
+
+
+def together(lines: Iterable[str]) -> list[str]:
+    """Lines about tensors, in short but with every name: those that differ in the number of a block are written as
+    one, `blocks.[0-2,5].norm3.bias is missing`.
+    """
+    groups: dict[str, list[int]] = {}
+    for line in lines:
+        numbers: set[int] = set()
+
+        def number(match: re.Match[str], numbers: set[int] = numbers) -> str:
+            numbers.add(int(match[1]))
+            return "[]"
+
+        pattern = _NAME.sub(lambda name: _NUMBER.sub(number, name[0], count=1), line)
+        if len(numbers) == 1:
+            groups.setdefault(pattern, []).append(numbers.pop())
+        else:
+            groups.setdefault(line, [])
+    return [pattern.replace("[]", _ranges(sorted(numbers))) for pattern, numbers in groups.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] to "[0-2,5]", a single number to itself."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return text if len(numbers) < 2 else f"[{text}]"
 
 
 # files ---------------------------------------------------------------------------------------------

@@ -95,3 +95,30 @@ def norm_rope(x: Tensor, weight: Tensor, table: Rope, heads: int, eps: float) ->
 
 def norm_rope_twin(x: Tensor, weight: Tensor, table: Rope, heads: int, eps: float) -> Tensor:
     return apply_rope(rms_norm(x, weight, eps).unflatten(-1, (heads, -1)).transpose(-3, -2), table)
+
+
+# norm of channels and SiLU, into their place ---------------------------------------------------------
+
+
+def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
+    """silu(channels at unit root mean square, times gamma) into `out`; for inference.
+
+    Args:
+        x: [B, C, T, h, w].
+        gamma: [C], or with dimensions of one behind.
+        out: of x's shape and type; may be frames of a longer tensor, so that nothing is copied to get there.
+    """
+    if fast(x) and all(_pixel_rows(t) for t in (x, out)):
+        return _kernels().norm_silu(x, gamma, out)
+    return norm_silu_twin(x, gamma, out)
+
+
+def _pixel_rows(x: Tensor) -> bool:
+    """Whether the channels of a pixel lie side by side and the pixels of a batch's frames follow each other."""
+    _, channels, _, height, width = x.shape
+    return x.stride()[1:] == (1, height * width * channels, width * channels, channels)
+
+
+def norm_silu_twin(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
+    normed = functional.normalize(x, dim=1) * (gamma.view(-1, 1, 1, 1) * x.shape[1] ** 0.5)
+    return torch.ops.aten.silu.out(normed, out=out)

@@ -1,7 +1,12 @@
-"""The Triton kernels of `fused`; only imported where Triton is. Each program handles one token."""
+"""The Triton kernels of `fused` and `fp8`; only imported where Triton is. A program handles one token, or a few pixels.
+
+Every launch is made on the device of its tensors: Triton takes the current one, which is another where the decoder has
+a GPU of its own.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -68,6 +73,33 @@ def _norm_rope(x, weight, cos, sin, out, tokens, eps, DIM: tl.constexpr, HALF: t
     tl.store(out + row * DIM + at, turned.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _norm_silu(
+    x, gamma, out, rows, per_batch, out_batch, root, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    at = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (at < DIM)[None, :]
+    values = tl.load(x + row[:, None] * DIM + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    factor = root / tl.maximum(tl.sqrt(tl.sum(values * values, 1)), 1e-12)
+    gain = tl.load(gamma + at, mask=at < DIM, other=0.0).to(tl.float32)
+    y = values * factor[:, None] * gain[None, :]
+    place = (row // per_batch) * out_batch + (row % per_batch) * DIM
+    tl.store(out + place[:, None] + at[None, :], (y * tl.sigmoid(y)).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _quantise(x, values, scales, largest, DIM: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < DIM
+    given = tl.load(x + row * DIM + at, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(given), 0), 1e-12) / largest
+    small = tl.minimum(tl.maximum(given / scale, -largest), largest)
+    tl.store(values + row * DIM + at, small.to(values.dtype.element_ty), mask=inside)
+    tl.store(scales + row, scale)
+
+
 def _per_latent(x: Tensor) -> tuple[Tensor, int]:
     """Values [B, T, dim] and how far apart those of two neighbours lie, over the border of a batch as well."""
     if x.stride(2) != 1 or x.stride(0) != x.shape[1] * x.stride(1):
@@ -83,7 +115,8 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
     dim, tokens = x.shape[2], x.shape[1] // shift.shape[1]
     (shift, shift_row), (scale, scale_row) = _per_latent(shift), _per_latent(scale)
     grid = (x.shape[0] * x.shape[1],)
-    _norm_modulate[grid](x, shift, scale, out, tokens, eps, shift_row, scale_row, DIM=dim, **_settings(dim))
+    with torch.cuda.device_of(x):
+        _norm_modulate[grid](x, shift, scale, out, tokens, eps, shift_row, scale_row, DIM=dim, **_settings(dim))
     return out
 
 
@@ -94,7 +127,8 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     out = torch.empty_like(x)
     dim, tokens = x.shape[2], x.shape[1] // gate.shape[1]
     gate, gate_row = _per_latent(gate)
-    _gated[(x.shape[0] * x.shape[1],)](x, update, gate, out, tokens, gate_row, DIM=dim, **_settings(dim))
+    with torch.cuda.device_of(x):
+        _gated[(x.shape[0] * x.shape[1],)](x, update, gate, out, tokens, gate_row, DIM=dim, **_settings(dim))
     return out
 
 
@@ -105,7 +139,31 @@ def norm_rope(x: Tensor, weight: Tensor, table: Rope, heads: int, eps: float) ->
     out = torch.empty_like(x)
     batch, tokens, dim = x.shape
     cos, sin = (part.contiguous() for part in table)
-    _norm_rope[(batch * tokens,)](
-        x, weight, cos, sin, out, tokens, eps, DIM=dim, HALF=dim // heads // 2, **_settings(dim)
-    )
+    with torch.cuda.device_of(x):
+        _norm_rope[(batch * tokens,)](
+            x, weight, cos, sin, out, tokens, eps, DIM=dim, HALF=dim // heads // 2, **_settings(dim)
+        )
     return out.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def norm_silu(x: Tensor, gamma: Tensor, out: Tensor) -> Tensor:
+    """See `fused.norm_silu`; both channels-last, `out` frames in the middle of a longer tensor."""
+    _refuse_gradients(x, gamma)
+    batch, dim, *rest = x.shape
+    per_batch, block = math.prod(rest), triton.next_power_of_2(dim)
+    rows = max(1, 4096 // block)
+    with torch.cuda.device_of(x):
+        _norm_silu[(triton.cdiv(batch * per_batch, rows),)](
+            x, gamma, out, batch * per_batch, per_batch, out.stride(0), dim**0.5, DIM=dim, BLOCK=block, ROWS=rows
+        )
+    return out
+
+
+def quantise(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """See `fp8.quantise`."""
+    _refuse_gradients(x)
+    x = x.contiguous()
+    values, scales = torch.empty_like(x, dtype=kind), torch.empty(len(x), 1, device=x.device)
+    with torch.cuda.device_of(x):
+        _quantise[(len(x),)](x, values, scales, torch.finfo(kind).max, DIM=x.shape[1], **_settings(x.shape[1]))
+    return values, scales

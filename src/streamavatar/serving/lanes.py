@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamavatar.errors import UserError
-from streamavatar.media.audio import MAX_RATE, MIN_RATE, StreamResampler
+from streamavatar.media.signal import MAX_RATE, MIN_RATE, StreamResampler
 from streamavatar.serving.clock import AGENT_RATE, USER_RATE
 
 Int16 = NDArray[np.int16]

@@ -67,7 +67,7 @@ def plans(draw: st.DrawFn) -> list[int]:
     return plan
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(plan=plans())
 def test_any_chunk_plan_equals_the_whole(codec: LightCodec, plan: list[int]) -> None:
     z = latents(batch=2)

@@ -97,7 +97,7 @@ def test_load(codec: Taehv) -> None:
     good = codec.state_dict()
     with pytest.raises(UserError, match=r"decoder\.1\.weight has shape \(12, 5, 3, 3\).*\(12, 6, 3, 3\)"):
         Taehv(SMALL).load({**good, "decoder.1.weight": torch.zeros(12, 5, 3, 3)})
-    with pytest.raises(UserError, match=r"is missing 1 tensors, the first encoder\.0\.bias"):
+    with pytest.raises(UserError, match=r"is missing 1 tensor: encoder\.0\.bias"):
         Taehv(SMALL).load({name: value for name, value in good.items() if name != "encoder.0.bias"})
     # A checkpoint that grows time where we do not: its last frame's rows, as in the reference's patch_tgrow_layers.
     name, other = "decoder.7.conv.weight", Taehv(SMALL)
@@ -166,7 +166,7 @@ def test_equals_twin(codec: Taehv, batch: int) -> None:
 # streaming -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(plan=st.lists(st.integers(1, 4), min_size=1, max_size=5), seed=st.integers(0, 100))
 def test_any_plan_decodes_the_same(exact: Taehv, plan: list[int], seed: int) -> None:
     latent, state = exact.open(clip(seed)[:, :, 0])

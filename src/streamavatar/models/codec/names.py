@@ -57,7 +57,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     """Copy tensors into a module that must have the same names and shapes.
 
     Raises:
-        UserError: the first difference, by name and shapes.
+        UserError: every difference, by name and shapes.
     """
     check(source, shapes_of(module), {name: tuple(value.shape) for name, value in tensors.items()})
     module.load_state_dict(dict(tensors))

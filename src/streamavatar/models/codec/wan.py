@@ -9,9 +9,10 @@ A clip's first frame is special in two places, both written out below: time is n
 the time convolution of an upsampler never sees it (its history starts with zeros). So the first pass has exactly one
 frame, or one latent, and no later pass has a special case.
 
-Copies: a causal convolution joins its history and its input, one copy of the input per convolution. A version without
-(a fused norm + SiLU that writes behind two reserved frames, which the convolution then reads) would go into
-`CausalConv3d.forward` and the two lines of `ResidualBlock.forward` that call it.
+No copies: the norm and SiLU before a causal convolution write their result right behind its history, into the tensor
+that the convolution reads (`CausalConv3d.after`), and what changes resolution writes its result once, in the memory
+format that it got. Only where gradients are wanted, and before convolutions of time alone, is an input joined to its
+history.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch.nn import functional
 
 from streamavatar.config import WanCodecConfig
 from streamavatar.models.codec.names import from_wan, is_wan, load_exactly
+from streamavatar.ops.fused import norm_silu
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,6 +60,13 @@ def _per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
 
+def _empty_like(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Memory for [B, C, T, h, w], channels-last if x is."""
+    last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
 class CausalConv3d(nn.Conv3d):
     """A convolution that pads space with zeros and takes the frames before from its history (zeros at the start)."""
 
@@ -70,11 +79,23 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: Tensor, past: History) -> Pass:  # type: ignore[override]  # the history is not a plain input
         """[B, inputs, T, h, w] to [B, outputs, T / stride, h, w] and the last frames of the input."""
         if self.name in past:
-            x = torch.cat((past[self.name], x), dim=2)
-        else:
-            x = functional.pad(x, (0, 0, 0, 0, self.keeps, 0))
+            return self._convolve(torch.cat((past[self.name], x), dim=2))
+        return self._convolve(functional.pad(x, (0, 0, 0, 0, self.keeps, 0)))
+
+    def after(self, norm: ChannelNorm, x: Tensor, past: History) -> Pass:
+        """The same of silu(norm(x)), written where it is read unless a gradient is wanted or a hook wants to see it."""
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, norm.gamma, self.weight))
+        if wanted or self._forward_pre_hooks:
+            return self(functional.silu(norm(x)), past)
+        batch, channels, frames, *size = x.shape
+        joined = _empty_like(x, (batch, channels, self.keeps + frames, *size))
+        joined[:, :, : self.keeps] = past.get(self.name, 0)
+        norm_silu(x, norm.gamma, joined[:, :, self.keeps :])
+        return self._convolve(joined)
+
+    def _convolve(self, joined: Tensor) -> Pass:
         # A view of the last frames would keep the whole input alive for as long as the session waits.
-        return super().forward(x), {self.name: x[:, :, -self.keeps :].clone()}
+        return super().forward(joined), {self.name: joined[:, :, -self.keeps :].clone()}
 
 
 class ChannelNorm(nn.Module):
@@ -100,8 +121,8 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, past: History) -> Pass:
-        h, first = self.conv1(functional.silu(self.norm1(x)), past)
-        h, second = self.conv2(functional.silu(self.norm2(h)), past)
+        h, first = self.conv1.after(self.norm1, x, past)
+        h, second = self.conv2.after(self.norm2, h, past)
         return h + self.conv_shortcut(x), first | second
 
 
@@ -166,7 +187,10 @@ class Upsampler(nn.Module):
         if self.time_conv is not None:
             if past:
                 pairs, new = self.time_conv(x, past)
-                x = pairs.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+                pairs = pairs.unflatten(1, (2, -1))
+                batch, _, channels, frames, *size = pairs.shape
+                x = _empty_like(x, (batch, channels, 2 * frames, *size))
+                x.unflatten(2, (frames, 2)).copy_(pairs.permute(0, 2, 3, 1, 4, 5))
             else:  # the clip's first frame is not doubled, and is no history to the second: that has zeros
                 nothing = torch.zeros_like(x)
                 new = {self.time_conv.name: torch.cat((nothing, nothing), dim=2)}
@@ -191,10 +215,18 @@ def average_down(x: Tensor, channels: int, time: int, space: int) -> Tensor:
 
 def duplicate_up(x: Tensor, channels: int, time: int, space: int) -> Tensor:
     """Repeated channels to space-time blocks, the inverse of `average_down`: [B, C, T, H, W] to [B, channels, ...]."""
-    repeats = channels * time * space**2 // x.shape[1]
-    x = x[:, :, None].expand(-1, -1, repeats, -1, -1, -1).flatten(1, 2)
-    blocks = x.unflatten(1, (channels, time, space, space)).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return blocks.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    batch, inputs, frames, height, width = x.shape
+    out = _empty_like(x, (batch, channels, time * frames, space * height, space * width))
+    blocks = out.unflatten(4, (width, space)).unflatten(3, (height, space)).unflatten(2, (frames, time))
+    # [B, channels, time, space, space, T, H, W] on both sides; each input fills a run of the blocks' cells.
+    repeated = x[:, :, None].expand(-1, -1, channels * time * space**2 // inputs, -1, -1, -1)
+    blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).copy_(_cells(repeated, channels, time, space))
+    return out
+
+
+def _cells(repeated: Tensor, channels: int, time: int, space: int) -> Tensor:
+    """[B, C, repeats, T, H, W] to [B, channels, time, space, space, T, H, W]; a view where repeats end with a cell."""
+    return repeated.reshape(repeated.shape[0], channels, time, space, space, *repeated.shape[3:])
 
 
 class DownBlock(nn.Module):
@@ -249,7 +281,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, past: History) -> Pass:
         x, new = _in_turn((self.conv_in, *self.down_blocks, self.mid_block), x, past)
-        x, last = self.conv_out(functional.silu(self.norm_out(x)), past)
+        x, last = self.conv_out.after(self.norm_out, x, past)
         return x, new | last
 
 
@@ -271,7 +303,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, past: History) -> Pass:
         x, new = _in_turn((self.conv_in, self.mid_block, *self.up_blocks), x, past)
-        x, last = self.conv_out(functional.silu(self.norm_out(x)), past)
+        x, last = self.conv_out.after(self.norm_out, x, past)
         return x, new | last
 
 
@@ -289,6 +321,15 @@ def _name_convolutions(module: nn.Module) -> None:
             part.name = name
 
 
+def _channels_last(module: nn.Module) -> None:
+    """Lay out the convolutions' weights channels-last, in place."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d):
+            part.weight.data = part.weight.data.to(memory_format=torch.channels_last_3d)
+        elif isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.to(memory_format=torch.channels_last)
+
+
 class _Half(nn.Module):
     """What the two halves of the codec share; each works alone."""
 
@@ -299,11 +340,7 @@ class _Half(nn.Module):
     @torch.no_grad()
     def channels_last(self) -> Self:
         """Lay out the convolutions' weights channels-last, in place; `Module.to` cannot mix 4 and 5 dimensions."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
-            elif isinstance(module, nn.Conv2d):
-                module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
+        _channels_last(self)
         return self
 
     def load(self, tensors: Mapping[str, Tensor], source: str = "weights") -> None:
