@@ -28,7 +28,7 @@ def flow_to_reference(frames: NDArray[np.uint8], patch: int) -> Tensor:
     Returns:
         Displacements (right, down) in cells, [2, F, H / patch, W / patch], zero for the first frame.
     """
-    search: Any = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    search: Any = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # type: ignore[attr-defined]
     search.setFinestScale(0)
     height, width = frames.shape[1:3]
     grey = [

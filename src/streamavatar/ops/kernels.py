@@ -74,9 +74,9 @@ def _norm_rope(x, weight, cos, sin, out, tokens, eps, DIM: tl.constexpr, HALF: t
 
 
 @triton.jit
-def _norm_silu(
+def _norm_silu(  # type: ignore[no-untyped-def]
     x, gamma, out, rows, per_batch, out_batch, root, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (at < DIM)[None, :]
