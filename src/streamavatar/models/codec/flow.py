@@ -8,7 +8,7 @@ A latent has three groups of channels, each a linear map of space-time blocks in
 
 Flow is alike for all people, so a small transformer can learn it from few of them, and what is sharp comes from the
 picture itself. The decoder adds a streaming convolutional branch, which sees the latent before and the moved features
-of the reference: it refines the flow and paints what is new. At its start it does nothing.
+of the reference: it refines the flow, fades what is covered and paints what is new. At its start it does nothing.
 
 Encoding a clip needs its optical flow (`data.flow` estimates it); a reference picture alone needs none, and that is
 all that run time encodes. The reference latent has appearance, and zeros for the rest.
@@ -29,8 +29,6 @@ from streamavatar.models.codec.light import ResidualBlock, warp
 
 FLOW_CELLS = 2.0
 """Displacement in cells of the flow's grid that the flow head's unit stands for."""
-KEEP = 4.0
-"""Bias of the mask before any training: the moved picture is kept."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class FlowState:
 
 
 class FlowBranch(nn.Module):
-    """Latents and moved features to a better flow, a mask and new paint, for four frames.
+    """Latents and moved features to a better flow, a gain and new paint, for four frames.
 
     Starts on the latents' grid with the first of the configured widths and doubles the resolution with every further
     one; `patch` is the pixels per cell of the flow's grid, along each side.
@@ -77,7 +75,7 @@ class FlowBranch(nn.Module):
         return self.see(functional.pixel_unshuffle(picture, self.patch).to(self.see.weight.dtype))
 
     def forward(self, motion: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """To flow in cells [N, 4, 2, H/p, W/p], mask in 0..1 [N, 4, 1, H, W] and paint [N, 4, 3, H, W], float32.
+        """To flow in cells [N, 4, 2, H/p, W/p], gain in 0..2 [N, 4, 1, H, W] and paint [N, 4, 3, H, W], float32.
 
         Args:
             motion: latents, [N, inputs, h, w].
@@ -89,7 +87,7 @@ class FlowBranch(nn.Module):
         x = self.stages[-1](x + features.to(x.dtype))
         paint = functional.pixel_shuffle(self.leave(x).float(), self.patch).unflatten(1, (self.frames, 4))
         flow = FLOW_CELLS * self.flow(x).float().unflatten(1, (self.frames, 2))
-        return flow, torch.sigmoid(paint[:, :, 3:] + KEEP), paint[:, :, :3]
+        return flow, 2 * torch.sigmoid(paint[:, :, 3:]), paint[:, :, :3]
 
 
 class FlowCodec(nn.Module):
@@ -214,16 +212,27 @@ class FlowCodec(nn.Module):
         before = torch.cat((state.previous[:, :, None].float(), latents[:, :, :-1]), dim=2)
         look = state.reference[:, : self.looks, None].float().expand(-1, -1, count, -1, -1)
         motion = torch.cat((latents[:, self.looks :], before[:, self.looks :], look), dim=1)
-        code = (latents * self.scale[:, None, None, None]).transpose(1, 2).flatten(0, 1)
-        with torch.autocast(latents.device.type, enabled=False):
-            flow = self._flow(code[:, self.looks : self.looks + self.flows])
-            rest = self._rest(code[:, self.looks + self.flows :])
+        flow, rest = self._linear(latents)
         features, picture = (x.repeat_interleave(count, dim=0) for x in (state.features, state.picture))
         seen = warp(features.float(), flow.mean(1, keepdim=True))[:, 0]
-        change, mask, paint = self.detail(motion.transpose(1, 2).flatten(0, 1), seen)
-        frames = torch.lerp(paint, self.moved(picture, flow + change) + rest, mask)
+        change, gain, paint = self.detail(motion.transpose(1, 2).flatten(0, 1), seen)
+        frames = gain * (self.moved(picture, flow + change) + rest) + paint
         frames = frames.unflatten(0, (batch, count)).flatten(1, 2).transpose(1, 2)
         return frames.clamp(-1, 1), replace(state, previous=latents[:, :, -1])
+
+    def _linear(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [B, C, T, h, w] to flow [B * T, 4, 2, H/p, W/p] and rest [B * T, 4, 3, H, W], by the maps alone."""
+        with torch.autocast(latents.device.type, enabled=False):
+            code = (latents * self.scale[:, None, None, None]).transpose(1, 2).flatten(0, 1)
+            flow = self._flow(code[:, self.looks : self.looks + self.flows])
+            return flow, self._rest(code[:, self.looks + self.flows :])
+
+    @torch.no_grad()
+    def without_branch(self, latents: Tensor, picture: Tensor) -> Tensor:
+        """What the maps alone make of latents [B, C, T, h, w] and the picture: frames [B, 3, 4 T, H, W]."""
+        flow, rest = self._linear(latents)
+        frames = self.moved(picture.repeat_interleave(latents.shape[2], dim=0), flow) + rest
+        return frames.unflatten(0, latents.shape[:1] + latents.shape[2:3]).flatten(1, 2).transpose(1, 2)
 
 
 def _latents(x: Tensor, frames: int) -> Tensor:

@@ -179,14 +179,15 @@ class DecoderMethod(Method):
         mouth = torch.stack([self.mouths[c, k : k + self.latents] for c, k in picks])
         weight = 1 + 8 * functional.interpolate(mouth, scale_factor=geometry.spatial_stride)
         weight = weight.repeat_interleave(geometry.temporal_stride, dim=1)[:, None]
-        # What is unlike the reference (a hand, an open mouth, a nod) has to be painted; it is little and counts more.
-        changed = (moving[:, :, 1:] - pictures).abs().mean(dim=1, keepdim=True)
-        weight = weight + 4 * (2 * changed).clamp_max(1)
         with torch.autocast(mouth.device.type, enabled=False):
             z = self._latents(pictures, moving, picks, first)
+            # What is easy leaves little to paint; what is not (an open mouth, a lid, a hand) is little and counts more.
+            easy = pictures if self.flows is None else self.codec.without_branch(z, pictures[:, :, 0])
             # The transformer's latents are not exact; the decoder learns to live with small errors.
             z = z + torch.randn(z.shape, generator=generator) * 0.2 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
             _, state = self.codec.open(pictures[:, :, 0])
+        left = (moving[:, :, 1:] - easy).abs().mean(dim=1, keepdim=True)
+        weight = weight + 4 * ((2 if self.flows is None else 6) * left).clamp_max(1)
         out, _ = self.codec.decode(z, state)
         difference = out - moving[:, :, 1:]
         error = difference * weight
