@@ -30,7 +30,7 @@ MOUTH_MARGIN = 0.25
 
 @dataclass(frozen=True)
 class Face:
-    """What the landmarker sees in one picture: 478 points in pixels [478, 2], and blendshapes by name."""
+    """What the landmarker sees in one picture: 478 points in pixels [478, 2], and blendshapes by name if asked for."""
 
     points: Array
     shapes: dict[str, float]
@@ -58,13 +58,18 @@ class Face:
 
 
 class Landmarker:
-    """MediaPipe's face landmarker on single pictures."""
+    """MediaPipe's face landmarker on single pictures.
 
-    def __init__(self, model: Path) -> None:
+    Args:
+        model: the .task file.
+        shapes: whether to ask for blendshapes, too.
+    """
+
+    def __init__(self, model: Path, shapes: bool = False) -> None:
         from mediapipe.tasks.python import BaseOptions, vision
 
         options = vision.FaceLandmarkerOptions(
-            base_options=BaseOptions(model_asset_path=str(model)), output_face_blendshapes=True
+            base_options=BaseOptions(model_asset_path=str(model)), output_face_blendshapes=shapes
         )
         self._task = vision.FaceLandmarker.create_from_options(options)
 
@@ -80,7 +85,7 @@ class Landmarker:
         if not seen.face_landmarks:
             return None
         points = np.array([(point.x, point.y) for point in seen.face_landmarks[0]])
-        shapes = {shape.category_name: shape.score for shape in seen.face_blendshapes[0]}
+        shapes = {shape.category_name: shape.score for found in seen.face_blendshapes for shape in found}
         return Face(points * (frame.shape[1], frame.shape[0]), shapes)
 
 
@@ -179,11 +184,17 @@ def _crop(frame: Frames, box: Array) -> Frames:
     return frame[y0:y1, x0:x1]
 
 
+def decode(codec: LightCodec, latents: torch.Tensor, picture: Frames) -> Frames:
+    """Latents [1, C, T, h, w] that follow a reference picture [H, W, 3] to frames [4T, H, W, 3]."""
+    with torch.inference_mode():
+        _, state = codec.open(to_unit(picture[None])[:, 0][None])
+        return rgb_frames(codec.decode(latents, state)[0]).numpy()
+
+
 def round_trip(codec: LightCodec, frames: Frames, picture: Frames) -> Frames:
     """Frames through the codec alone, decoded from the reference picture; only whole latents."""
     whole = len(frames) - len(frames) % codec.geometry.temporal_stride
     video = np.concatenate((picture[None], frames[:whole]))
     with torch.inference_mode():
-        _, state = codec.open(to_unit(picture[None])[:, 0][None])
-        pixels, _ = codec.decode(codec.encode(to_unit(video)[None])[:, :, 1:], state)
-        return rgb_frames(pixels).numpy()
+        latents = codec.encode(to_unit(video)[None])[:, :, 1:]
+    return decode(codec, latents, picture)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from instruments import Frames, round_trip
 from safetensors.torch import load_file
 
+from instruments import Frames, decode, round_trip
 from streamavatar.avatar import Avatar
 from streamavatar.config import FORMAT, ModelConfig
 from streamavatar.data.latents import LatentSet
@@ -30,7 +30,6 @@ from streamavatar.errors import UserError
 from streamavatar.models.audio import AFTER
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.ops.precision import half_is_fast
-from streamavatar.ops.transfer import rgb_frames
 from streamavatar.seeds import seed_for
 from streamavatar.synth.performance import Performance
 from streamavatar.training.methods.ode import trajectories
@@ -197,8 +196,4 @@ class Maker:
             _, ends = trajectories(model, windows, noise, self.settings.solver_steps, self.settings.guidance)
         parts = [ends[:-1, :, 1:], ends[-1:, :, 1 + size - (total - (len(starts) - 1) * size) :]]
         joined = torch.cat([window for part in parts for window in part], dim=1)[None]
-        with torch.inference_mode():
-            _, state = model.codec.open(
-                torch.from_numpy(clip.frames[0]).float().div(127.5).sub(1).permute(2, 0, 1)[None]
-            )
-            return rgb_frames(model.codec.decode(joined.float(), state)[0]).numpy()
+        return decode(model.codec, joined.float(), clip.frames[0])

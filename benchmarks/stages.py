@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from instruments import Embedder, Frames, Landmarker, Reading, read
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from instruments import Embedder, Frames, Landmarker, Reading, read
 from rows import CAUSAL, RATE, WEIGHTS, HeldOut, Maker, Settings, TrainedRun
 from scores import Matches, correlation, follows, match, mean, peaks, ratio, reach, share, slope, wander
-
 from streamavatar.errors import UserError
 from streamavatar.provenance import commit, machine
 from streamavatar.synth.performance import FPS, LISTENING, TALKING, Performance
@@ -54,6 +54,7 @@ class Videos:
         self.clips, self.run, self.settings, self.folder, self.args = clips, run, settings, folder, args
         self._maker: tuple[str, Maker] | None = None
         self._eyes: tuple[Landmarker, Embedder] | None = None
+        self._places: dict[str, Path] = {}
 
     def video(self, row: str, index: int) -> Frames:
         if row == "truth":
@@ -92,16 +93,18 @@ class Videos:
         return self._maker[1]
 
     def _place(self, row: str) -> Path:
-        digest = hashlib.sha256((self.clips.digest + self.run.digest(row, self.settings)).encode()).hexdigest()
-        folder = self.folder / f"{row}-{digest[:10]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        """The folder of a row, of its own for all that the row depends on."""
+        if row not in self._places:
+            digest = hashlib.sha256((self.clips.digest + self.run.digest(row, self.settings)).encode()).hexdigest()
+            self._places[row] = self.folder / f"{row}-{digest[:10]}"
+            self._places[row].mkdir(parents=True, exist_ok=True)
+        return self._places[row]
 
     def _kept(self, row: str, name: str, make: Callable[[], Frames]) -> Frames:
         path = self._place(row) / name
         if not path.exists():
             temporary = path.with_suffix(".partial.npz")
-            np.savez_compressed(temporary, frames=make())
+            np.savez(temporary, frames=make())
             temporary.replace(path)
         with np.load(path) as stored:
             return stored["frames"]
