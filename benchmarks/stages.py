@@ -319,7 +319,7 @@ def drift_table(drifts: dict[str, dict[str, Any]]) -> str:
 
 
 def moments(performance: Performance, talking: int = 5, listening: int = 3) -> list[int]:
-    """Frames of one clip in time order: open and closed mouths while talking, nods and rest while listening."""
+    """Frames of one clip: open and closed mouths while talking, then heads that nod and rest while listening."""
     picks = []
     opening, pitch = performance.mouth_open, performance.head[:, 1]
     for state, signal, count in ((TALKING, opening, talking), (LISTENING, pitch, listening)):
