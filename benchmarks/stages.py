@@ -283,20 +283,26 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     """The figures as a table in Markdown."""
 
     def shown(figure: dict[str, float], percent: bool = False) -> str:
+        if not np.isfinite(figure["value"]):
+            return "-"
         scale, digits = (100, 0) if percent else (1, 2)
         value, low, high = (f"{figure[k] * scale:.{digits}f}" for k in ("value", "low", "high"))
         return f"{value}{' %' if percent else ''} [{low}, {high}]"
+
+    def delay(seconds: float) -> str:
+        return f"{seconds:+.2f} s" if np.isfinite(seconds) else "-"
 
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "face found": lambda f: f"{100 * f['found']['value']:.1f} %",
         "lips follow": lambda f: shown(f["lips"]),
         "of another clip": lambda f: shown(f["lips_swapped"]),
-        "mouth while listening": lambda f: shown(f["listening_range"], percent=True),
+        "mouth while listening, of talking": lambda f: shown(f["listening_range"], percent=True),
+        "of true talking": lambda f: shown(f["listening_range_of_true_talking"], percent=True),
         "nods: recall (chance)": lambda f: (
             f"{shown(f['nods']['recall'], percent=True)} ({100 * f['nods']['recall_by_chance']['value']:.0f} %)"
         ),
         "precision": lambda f: shown(f["nods"]["precision"], percent=True),
-        "delay": lambda f: f"{f['nods']['delay_seconds']:+.2f} s",
+        "delay": lambda f: delay(f["nods"]["delay_seconds"]),
         "identity distance": lambda f: shown(f["identity"]["distance"]),
         "recognised": lambda f: f"{100 * f['identity']['recognised']['value']:.0f} %",
         "head motion": lambda f: shown(f["head_motion"]),
@@ -413,6 +419,8 @@ def measure(videos: Videos, rows: list[str], args: argparse.Namespace) -> dict[s
     real = [videos.reading("truth", index) for index in indices]
     found = {row: figures(truths, [videos.reading(row, index) for index in indices], real) for row in rows}
     print(table(found))
+    if others := found[rows[0]]["identity"]["other_people"]:
+        print(f"\nidentity distance of two people: median {others['median']:.2f}, least {others['least']:.2f}")
     long = most[: args.long_clips]
     drifts = {
         row: drift([videos.long(row, i, args.long_frames) for i in long], [truths[i] for i in long])
