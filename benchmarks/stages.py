@@ -75,6 +75,11 @@ class Videos:
             row, name, lambda: self._kept(row, name + ".npz", lambda: self._roll(row, index, frames)), LONG_EMBED_EVERY
         )
 
+    def close(self) -> None:
+        """Let go of the landmarker."""
+        if self._eyes is not None:
+            self._eyes[0].close()
+
     def _roll(self, row: str, index: int, frames: int) -> Frames:
         clip = self.clips.window(index)
         length = len(clip.agent) * FPS // RATE
@@ -395,7 +400,10 @@ def main() -> None:
     )
     clips = HeldOut(args.shards, run.data, args.clips, run.config.geometry.temporal_stride)
     videos = Videos(clips, run, settings, args.out, args)
-    report = measure(videos, rows, args)
+    try:
+        report = measure(videos, rows, args)
+    finally:
+        videos.close()
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + "\n")
