@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streamavatar.models.codec import LightCodec
+from streamavatar.data.prepare import Codec, encode_clip
 from streamavatar.ops.transfer import rgb_frames
 from streamavatar.training.methods.codec import to_unit
 
@@ -184,17 +184,17 @@ def _crop(frame: Frames, box: Array) -> Frames:
     return frame[y0:y1, x0:x1]
 
 
-def decode(codec: LightCodec, latents: torch.Tensor, picture: Frames) -> Frames:
+def decode(codec: Codec, latents: torch.Tensor, picture: Frames) -> Frames:
     """Latents [1, C, T, h, w] that follow a reference picture [H, W, 3] to frames [4T, H, W, 3]."""
     with torch.inference_mode():
         _, state = codec.open(to_unit(picture[None])[:, 0][None])
         return rgb_frames(codec.decode(latents, state)[0]).numpy()
 
 
-def round_trip(codec: LightCodec, frames: Frames, picture: Frames) -> Frames:
+def round_trip(codec: Codec, frames: Frames, picture: Frames) -> Frames:
     """Frames through the codec alone, decoded from the reference picture; only whole latents."""
     whole = len(frames) - len(frames) % codec.geometry.temporal_stride
     video = np.concatenate((picture[None], frames[:whole]))
     with torch.inference_mode():
-        latents = codec.encode(to_unit(video)[None])[:, :, 1:]
+        latents = encode_clip(codec, to_unit(video)[None], video)[:, :, 1:]
     return decode(codec, latents, picture)
