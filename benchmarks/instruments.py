@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streamavatar.data.prepare import Codec, encode_clip
+from streamavatar.data.prepare import encode_clip
+from streamavatar.models.codec.choice import Codec
 from streamavatar.ops.transfer import rgb_frames
 from streamavatar.training.methods.codec import to_unit
 
