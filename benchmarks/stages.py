@@ -59,18 +59,22 @@ class Videos:
     def video(self, row: str, index: int) -> Frames:
         if row == "truth":
             return self._make(row).video(self.clips.window(index), index)
-        return self._kept(row, f"{index:03d}.npz", lambda: self._make(row).video(self.clips.window(index), index))
+        return self._kept(
+            row, f"{self.clips.entries[index].key}.npz", lambda: self._make(row).video(self.clips.window(index), index)
+        )
 
     def reading(self, row: str, index: int) -> Reading:
-        return self._read(row, f"{index:03d}", lambda: self.video(row, index), EMBED_EVERY)
+        return self._read(row, f"{self.clips.entries[index].key}", lambda: self.video(row, index), EMBED_EVERY)
 
     def reference(self, index: int) -> Reading:
         """Of the reference picture alone."""
-        return self._read("truth", f"{index:03d}.reference", lambda: self.clips.window(index).frames[:1], 1)
+        return self._read(
+            "truth", f"{self.clips.entries[index].key}.reference", lambda: self.clips.window(index).frames[:1], 1
+        )
 
     def long(self, row: str, index: int, frames: int) -> Reading:
         """Of every `LONG_EVERY`-th frame of a long video: the clip's lanes over and over, `frames` or more in all."""
-        name = f"{index:03d}.long{frames}"
+        name = f"{self.clips.entries[index].key}.long{frames}"
         return self._read(
             row, name, lambda: self._kept(row, name + ".npz", lambda: self._roll(row, index, frames)), LONG_EMBED_EVERY
         )
