@@ -13,11 +13,11 @@ import argparse
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from instruments import sharpness
 from streamavatar import bundled
 from streamavatar.avatar import Avatar
 from streamavatar.media import read_audio, read_image
@@ -25,10 +25,6 @@ from streamavatar.provenance import commit, machine
 
 Frames = NDArray[np.uint8]
 AT = 140, 60  # frames of a round of the conversation that the sheet shows: talking, listening
-
-
-def sharpness(picture: Frames) -> float:
-    return float(cv2.Laplacian(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 def measure(frames: Frames, reference: Frames) -> dict[str, float]:

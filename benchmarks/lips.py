@@ -17,10 +17,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from instruments import round_trip
+from scores import correlation, mean, reach
 from streamavatar.avatar import Avatar
 from streamavatar.engine import run_lanes
 from streamavatar.provenance import commit, machine
@@ -29,7 +30,6 @@ from streamavatar.synth.clips import Clip, make_clip
 from streamavatar.synth.measure import mouth_opening
 from streamavatar.synth.performance import neutral
 from streamavatar.synth.puppet import PuppetRenderer
-from streamavatar.training.methods.codec import to_unit
 
 Frames = NDArray[np.uint8]
 LISTENING, TALKING = 1, 2
@@ -79,31 +79,6 @@ def generate(avatar: Avatar, clip: Clip, picture: Frames, seed: int) -> Frames:
     return np.concatenate([output.frames for output in run_lanes(session, lanes, len(clip.frames) / 25)])
 
 
-def round_trip(avatar: Avatar, frames: Frames, picture: Frames) -> Frames:
-    """The frames through the codec alone."""
-    codec = avatar.model.codec
-    whole = len(frames) - len(frames) % 4
-    video = np.concatenate((picture[None], frames[:whole]))
-    with torch.inference_mode():
-        _, state = codec.open(to_unit(picture[None])[:, 0][None])
-        pixels, _ = codec.decode(codec.encode(to_unit(video)[None])[:, :, 1:], state)
-    return ((pixels[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
-
-
-def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    return float(np.corrcoef(a, b)[0, 1]) if len(a) > 12 and a.std() > 1e-6 and b.std() > 1e-6 else float("nan")
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean over clips with a bootstrap 95 % interval."""
-    known = np.array([v for v in values if np.isfinite(v)])
-    if not len(known):
-        return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "clips": 0}
-    means = np.random.default_rng(0).choice(known, (2000, len(known))).mean(axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return {"mean": float(known.mean()), "low": float(low), "high": float(high), "clips": len(known)}
-
-
 def evaluate(avatar: Avatar, clips: list[Clip], others: list[Clip]) -> tuple[dict[str, object], list[Frames]]:
     """Figures over all clips, and the generated videos; `others` are the clips of the swap control."""
     rows: dict[str, list[float]] = {}
@@ -122,7 +97,7 @@ def evaluate(avatar: Avatar, clips: list[Clip], others: list[Clip]) -> tuple[dic
         talking, listening = clip.performance.state == TALKING, clip.performance.state == LISTENING
         readings = {
             "rendered": read(clip.frames, picture, marks),
-            "codec": read(round_trip(avatar, clip.frames, picture), picture, marks),
+            "codec": read(round_trip(avatar.model.codec, clip.frames, picture), picture, marks),
             "generated": read(made, picture, marks),
         }
         for name, reading in readings.items():
@@ -135,14 +110,14 @@ def evaluate(avatar: Avatar, clips: list[Clip], others: list[Clip]) -> tuple[dic
         for lag in (-2, -1, 0, 1, 2):
             note(f"lips/lag/{lag:+d}", correlation(np.roll(opening, -lag)[talking], truth[talking]))
         if listening.sum() > 25 and talking.sum() > 25:
-            spread = [float(np.percentile(opening[m], 95) - np.percentile(opening[m], 5)) for m in (listening, talking)]
+            spread = [reach(opening[m]) for m in (listening, talking)]
             note("listening/mouth_range_over_talking", spread[0] / max(spread[1], 1e-6))
         if listening.sum() > 25:
             pitch = clip.performance.head[:, 1].astype(float)
             note("listening/nod_correlation", correlation(head[listening, 1], pitch[listening]))
         real = readings["rendered"].head.std(axis=0).sum()
         note("motion/head_over_truth", float(head.std(axis=0).sum() / real) if real > 0.2 else float("nan"))
-    return {name: interval(values) for name, values in sorted(rows.items())}, videos
+    return {name: mean(values) for name, values in sorted(rows.items())}, videos
 
 
 def sheet(clips: list[Clip], videos: list[Frames], path: Path, columns: int = 12, people: int = 4) -> None:
@@ -173,7 +148,7 @@ def main() -> None:
     clips = list(held_out(options.clips, options.seconds, avatar.config.geometry.height))
     figures, videos = evaluate(avatar, clips, clips[1:] + clips[:1])
     for name, value in figures.items():
-        print(f"{name:36} {value['mean']:6.3f}  [{value['low']:.3f}, {value['high']:.3f}]  {value['clips']} clips")
+        print(f"{name:36} {value['value']:6.3f}  [{value['low']:.3f}, {value['high']:.3f}]  {value['clips']} clips")
     if options.json:
         report = {"model": avatar.config.name, "figures": figures, "machine": machine(), "commit": commit()}
         options.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -13,7 +13,6 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -21,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from instruments import Embedder, Landmarker
+from scores import correlation
 from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
 from streamavatar.synth.dialogue import make_dialogue
@@ -50,50 +51,6 @@ class Take:
     blink: NDArray[np.float64]
 
 
-class Landmarker:
-    """MediaPipe's face landmarker on single pictures."""
-
-    def __init__(self, model: Path) -> None:
-        from mediapipe.tasks.python import BaseOptions, vision
-
-        options = vision.FaceLandmarkerOptions(
-            base_options=BaseOptions(model_asset_path=str(model)), output_face_blendshapes=True
-        )
-        self._task = vision.FaceLandmarker.create_from_options(options)
-
-    def close(self) -> None:
-        self._task.close()
-
-    def see(self, frame: NDArray[np.uint8]) -> dict[str, float] | None:
-        """Blendshapes by name, or None where no face is found."""
-        import mediapipe
-
-        picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
-        shapes = self._task.detect(picture).face_blendshapes
-        return {shape.category_name: shape.score for shape in shapes[0]} if shapes else None
-
-
-class Embedder:
-    """The dlib face embedding, 128 numbers."""
-
-    def __init__(self) -> None:
-        import dlib
-
-        spec = find_spec("face_recognition_models")
-        if spec is None or not spec.submodule_search_locations:
-            raise SystemExit("install the checkers: pip install -e '.[checks]'")
-        models = Path(spec.submodule_search_locations[0]) / "models"
-        self._find = dlib.get_frontal_face_detector()
-        self._shape = dlib.shape_predictor(str(models / "shape_predictor_5_face_landmarks.dat"))
-        self._net = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
-
-    def embed(self, frame: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-        boxes = self._find(frame, 1)
-        if not boxes:
-            return None
-        return np.array(self._net.compute_face_descriptor(frame, self._shape(frame, boxes[0])))
-
-
 def takes(assets: Assets, people: int, landmarker: Landmarker, every: int) -> Iterator[Take]:
     """`TAKES` clips of every person, each with its own words, light and background."""
     renderer = Renderer(SIZE)
@@ -105,7 +62,8 @@ def takes(assets: Assets, people: int, landmarker: Landmarker, every: int) -> It
             scene = random_scene(seed, figure, "bust", SIZE)
             motion = move(figure, truth, seed)
             frames = renderer.render(figure, Motion(motion.expressions[::every], motion.bones[::every]), scene)
-            shapes = [landmarker.see(frame) for frame in frames]
+            faces = [landmarker.see(frame) for frame in frames]
+            shapes = [face.shapes if face else None for face in faces]
             yield Take(
                 person,
                 frames,
@@ -114,14 +72,6 @@ def takes(assets: Assets, people: int, landmarker: Landmarker, every: int) -> It
                 np.array([s["jawOpen"] if s else np.nan for s in shapes]),
                 np.array([(s["eyeBlinkLeft"] + s["eyeBlinkRight"]) / 2 if s else np.nan for s in shapes]),
             )
-
-
-def correlation(seen: NDArray[np.float64], truth: NDArray[np.float32]) -> float:
-    """Over the frames with a face; nan where either does not move."""
-    use = np.isfinite(seen)
-    if use.sum() < 3 or seen[use].std() < 1e-6 or truth[use].std() < 1e-6:
-        return float("nan")
-    return float(np.corrcoef(seen[use], truth[use])[0, 1])
 
 
 def separation(vectors: list[tuple[int, NDArray[np.float64]]]) -> dict[str, float]:
@@ -150,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
 
     began = process_time()
-    landmarker, embedder = Landmarker(args.landmarker), Embedder()
+    landmarker, embedder = Landmarker(args.landmarker, shapes=True), Embedder()
     vectors: list[tuple[int, NDArray[np.float64]]] = []
     found, jaws, blinks, lost = [], [], [], []
     for take in takes(Assets.open(args.assets), args.people, landmarker, args.every):
