@@ -247,7 +247,7 @@ def test_the_face_is_chosen_and_uploaded(server: Any, visit: Callable[[Any], Any
     (tmp_path / "no.png").write_bytes(b"not a picture")
     page.set_input_files("#face-file", tmp_path / "no.png")
     page.wait_for_selector("#face-note[data-kind=error]:not([hidden])")
-    page.set_input_files("#face-file", bundled.portrait("hugo").path)
+    page.set_input_files("#face-file", bundled.portrait(bundled.SECOND_AVATAR).path)
     page.wait_for_selector("#face-note:not([hidden])")
     if page.is_visible("#face-anyway"):  # a drawing is no face to every detector
         page.click("#face-anyway")

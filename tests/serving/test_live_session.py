@@ -153,6 +153,27 @@ def test_late_chunk_freezes_speech_and_loses_nothing(virtual: Run, recorder: Any
     played = rec.heard.reshape(-1, 960)[~silent].ravel()
     np.testing.assert_array_equal(played, samples)
     assert rec.of("metrics")[-1]["underrun_total"] == {"repeat": 1, "freeze": 1, "loop": 0}
+    assert [event["state"] for event in rec.of("agent.state_updated")] == ["talking", "idle"]  # a freeze is no pause
+
+
+def test_silence_of_a_recording_is_no_talking(virtual: Run, recorder: Any, speech: Make) -> None:
+    """Before the first word, in a long pause and after the last word nobody talks; between words somebody does."""
+    rec = recorder()
+    parts = [np.zeros(48_000, np.int16), speech(0.4), np.zeros(4_800, np.int16), speech(0.4), np.zeros(24_000, np.int16)]
+    samples = np.concatenate([*parts, speech(0.4), np.zeros(24_000, np.int16)])
+
+    async def work() -> None:
+        session = await rec.start()
+        session.push_agent(samples)
+        session.end_agent()
+        await asyncio.sleep(7)
+        await session.close("done")
+
+    virtual(work())
+    (started,), changes = rec.of("agent.speak_started"), rec.of("agent.state_updated")
+    assert [event["state"] for event in changes] == ["talking", "idle"] * 2
+    assert [event["time"] - started["time"] for event in changes] == pytest.approx([2.0, 3.36, 4.0, 4.76], abs=0.041)
+    assert rec.of("agent.speak_ended")[0]["playback_position"] == len(samples) / 24_000
 
 
 def test_late_event_loop_skips_slots_and_sends_no_burst(

@@ -142,24 +142,29 @@ class EngineClient:
     async def _warm_up(self, capacity: Capacity | None) -> Capacity:
         """Let every shape be seen once before somebody waits for it; the capacity as known, set or measured."""
         probe = _Probe(self)
-        await probe.warm_up()
-        await probe.close()
-        if capacity is not None:
-            return capacity
-        if self.settings.sessions is not None:
-            return Capacity(self.settings.sessions, self._budget)
-        return await self.calibrate()
+        try:
+            await probe.warm_up(1)
+            if capacity is not None:
+                return capacity
+            if self.settings.sessions is not None:
+                return Capacity(self.settings.sessions, self._budget)
+            return await self._calibrate(probe)
+        finally:
+            await probe.close()
 
     @property
     def _budget(self) -> float:
         return SHARE * self.info.chunk_frames / self.info.fps
 
-    async def calibrate(self) -> Capacity:
-        """Measure how many sessions keep up when all ask at the same moment, the worst case."""
-        budget = self._budget
-        probe = _Probe(self)
+    async def _calibrate(self, probe: _Probe) -> Capacity:
+        """Measure how many sessions keep up when all ask at the same moment, the worst case.
+
+        First one alone, then as many as its times promise, then more or fewer until it is known where they stop to fit.
+        """
+        budget, most = self._budget, self.settings.most_sessions
         timings: dict[int, Timing] = {}
-        for count in range(1, self.settings.most_sessions + 1):
+
+        async def fit(count: int) -> bool:
             try:
                 timings[count] = await probe.measure(count)
                 if timings[count].p50 <= budget < timings[count].p99:  # something else here may have been in the way
@@ -168,14 +173,22 @@ class EngineClient:
                 if count == 1:
                     raise
                 logger.warning("the engine cannot hold %d sessions: %s", count, error)
-                break
-            if timings[count].p99 > budget:
-                break
-        await probe.close()
-        enough = [count for count, timing in timings.items() if timing.p99 <= budget]
-        if not enough:
+                return False
+            return timings[count].p99 <= budget
+
+        count = 1
+        if not await fit(1):
             logger.warning("one session does not keep up: a chunk takes %.2f s of %.2f s", timings[1].p99, budget)
-        return Capacity(max(enough, default=1), budget, timings)
+        elif most > 1:
+            count = min(most, max(2, 1 + int((budget - timings[1].p50) / probe.longest_share)))
+            if await fit(count):
+                while count < most and await fit(count + 1):
+                    count += 1
+            else:
+                count -= 1
+                while count > 1 and not await fit(count):
+                    count -= 1
+        return Capacity(count, budget, dict(sorted(timings.items())))
 
     # calls -----------------------------------------------------------------------------------------
 
@@ -315,17 +328,24 @@ class _Probe:
         self._user = (rng.normal(0, 2000, info.user_samples)).astype(np.int16)
         self._picture = rng.integers(0, 255, (info.height, info.width, 3), dtype=np.uint8)
         self._made: list[int] = []
+        self._shares: list[float] = []
 
-    async def warm_up(self) -> None:
-        """One more session, until its cache is full."""
-        await self._add()
-        for _ in range(_STEADY_CHUNKS):
-            await self._make(len(self._made) - 1)
+    @property
+    def longest_share(self) -> float:
+        """Seconds by which one more session is likely to delay the others: of the busier worker, for one chunk."""
+        return float(np.median(self._shares))
+
+    async def warm_up(self, count: int) -> None:
+        """Have that many sessions, each with a full cache."""
+        while len(self._made) < count:
+            await self._client.open(f"probe-{len(self._made)}", self._picture, 0)
+            self._made.append(0)
+            for _ in range(_STEADY_CHUNKS):
+                await self._make(len(self._made) - 1)
 
     async def measure(self, count: int) -> Timing:
         """Seconds per chunk of `count` sessions that ask together."""
-        while len(self._made) < count:
-            await self.warm_up()
+        await self.warm_up(count)
         seconds: list[float] = []
         for _ in range(-(-_PROBE_CHUNKS // count)):
             seconds += await asyncio.gather(*(self._make(index) for index in range(count)))
@@ -335,11 +355,11 @@ class _Probe:
         for index in range(len(self._made)):
             await self._client.close_session(f"probe-{index}")
 
-    async def _add(self) -> None:
-        await self._client.open(f"probe-{len(self._made)}", self._picture, 0)
-        self._made.append(0)
-
     async def _make(self, index: int) -> float:
         self._made[index] += 1
         chunk = await self._client.make(f"probe-{index}", self._made[index], self._agent, self._user)
-        return chunk.seconds["total"]
+        spent = chunk.seconds
+        workers = spent["audio"] + spent["transformer"], spent["decode"] + spent["encode"]
+        # On a GPU these are the host's times, and both workers share the device.
+        self._shares.append(max(workers) if self._client.info.device == "cpu" else spent["total"])
+        return spent["total"]

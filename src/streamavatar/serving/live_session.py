@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from streamavatar.errors import UserError
 from streamavatar.serving.clock import EARLY_SECONDS, MediaClock, Pacer
-from streamavatar.serving.figures import Figures
+from streamavatar.serving.figures import Figures, Meter, Unmetered
 from streamavatar.serving.lanes import AgentLane, Int16, LaneFull, Speech, UserLane
 from streamavatar.serving.playout import Ask, Playout, Tick
 from streamavatar.serving.rtc import set_bitrates
-from streamavatar.serving.states import Hysteresis, Overlap, State, StateLabel
+from streamavatar.serving.states import Agent, Hysteresis, Overlap, State, StateLabel, agent_in
 from streamavatar.serving.timeline import Timeline
 from streamavatar.serving.vad import VAD_THREAD, Vad, make_vad
 from streamavatar.serving.viewers import USER, Viewers
@@ -72,6 +72,7 @@ class EngineLike(Protocol):
     async def make(self, session: str, index: int, agent: Int16, user: Int16) -> ChunkLike: ...
     async def rollback(self, session: str, index: int) -> None: ...
     async def close_session(self, session: str) -> None: ...
+    async def memory(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class LiveSession:
         on_event: gets every event.
         phase: where in the span of a chunk this session's chunks begin, in seconds of the loop's clock, so that
             sessions take turns at the engine; None to begin at once.
+        meter: counts over all sessions.
 
     Attributes:
         ended: resolves with the reason once the session is closed, by whom ever (also when the engine dies).
@@ -133,6 +135,7 @@ class LiveSession:
         settings: LiveSettings,
         on_event: Callable[[Event], None],
         phase: float | None = None,
+        meter: Meter | None = None,
     ) -> None:
         info = engine.info
         self._engine, self._id, self._picture, self._seed = engine, session_id, picture, seed
@@ -167,7 +170,7 @@ class LiveSession:
             most=settings.max_viewers,
         )
         self._timeline = Timeline(f"session {session_id}")
-        self._figures = Figures(self._clock.tick_seconds * info.chunk_frames)
+        self._figures = Figures(self._clock.tick_seconds * info.chunk_frames, meter or Unmetered())
         self._slot = self._metrics_slot = 0
         self._pacer: Pacer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -251,8 +254,11 @@ class LiveSession:
         self.touch()
         self._user.push(samples, rate, index)
 
-    def interrupt(self) -> float:
-        """Stop speaking and drop what is queued; returns the seconds of the current speech that were played."""
+    def interrupt(self) -> float | None:
+        """Stop speaking and drop what is queued.
+
+        Returns the seconds of the current speech that were played, None if there was nothing to say.
+        """
         return self._interrupt(by_server=False)
 
     def touch(self) -> None:
@@ -262,7 +268,7 @@ class LiveSession:
     def _gap(self, lane: str, samples: int) -> None:
         self._emit("audio_buffer.gap", lane=lane, samples=samples)
 
-    def _interrupt(self, by_server: bool) -> float:
+    def _interrupt(self, by_server: bool) -> float | None:
         now = self._loop.time()
         dropped = self._agent.clear(now, discard=by_server)
         speeches = self._playout.interrupt(dropped)
@@ -272,9 +278,9 @@ class LiveSession:
             self._emit("audio_buffer.cleared", lane="agent")
             self._figures.interrupted(now)
         self._timeline.mark("speech", "interrupt", now, by_server=by_server, speeches=len(speeches))
-        self._update_label(False, False)
+        self._update_label("none")
         self._ask()
-        return speeches[0].position if speeches else 0.0
+        return speeches[0].position if speeches else None
 
     # what is asked of the engine -------------------------------------------------------------------
 
@@ -321,7 +327,7 @@ class LiveSession:
         self._figures.tick(tick, now)
         self._report(tick, now)
         self._voice.update(voice)
-        self._update_label(tick.speech is not None, tick.starved)
+        self._update_label(agent_in(tick))
         self._barge_in(voice and self._label.talking)
         self._ask()
         if self._slot >= self._metrics_slot:
@@ -351,8 +357,8 @@ class LiveSession:
         self._timeline.mark("speech", f"speech {speech.id} ends", self._loop.time(), interrupted=interrupted)
         self._emit("agent.speak_ended", speech=speech.id, playback_position=position, interrupted=interrupted)
 
-    def _update_label(self, speaking: bool, starved: bool) -> None:
-        if state := self._label.update(speaking, starved, self._voice.value, self._playout.interrupted):
+    def _update_label(self, agent: Agent) -> None:
+        if state := self._label.update(agent, self._voice.value, self._playout.interrupted):
             self._timeline.mark("state", state, self._loop.time())
             self._emit("agent.state_updated", state=state)
 
