@@ -60,7 +60,9 @@ def main() -> None:
     command = [sys.executable, "-m", "streamavatar.cli", "live", "--port", str(port), "--sessions", "2"]
     with live.running_server(command, port) as server, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        shoot(browser, server.base, bundled.DEFAULT_AVATAR, IMAGES / "live.png", viewport={"width": 1280, "height": 1300})
+        shoot(
+            browser, server.base, bundled.DEFAULT_AVATAR, IMAGES / "live.png", viewport={"width": 1280, "height": 1300}
+        )
         phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 1.5}
         shoot(browser, server.base, bundled.SECOND_AVATAR, IMAGES / "live-phone.png", **phone)
         browser.close()

@@ -159,7 +159,13 @@ def test_late_chunk_freezes_speech_and_loses_nothing(virtual: Run, recorder: Any
 def test_silence_of_a_recording_is_no_talking(virtual: Run, recorder: Any, speech: Make) -> None:
     """Before the first word, in a long pause and after the last word nobody talks; between words somebody does."""
     rec = recorder()
-    parts = [np.zeros(48_000, np.int16), speech(0.4), np.zeros(4_800, np.int16), speech(0.4), np.zeros(24_000, np.int16)]
+    parts = [
+        np.zeros(48_000, np.int16),
+        speech(0.4),
+        np.zeros(4_800, np.int16),
+        speech(0.4),
+        np.zeros(24_000, np.int16),
+    ]
     samples = np.concatenate([*parts, speech(0.4), np.zeros(24_000, np.int16)])
 
     async def work() -> None:

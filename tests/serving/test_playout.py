@@ -287,7 +287,7 @@ def test_interrupt_in_the_silence_of_a_recording(speech: Make) -> None:
     (ended,) = stage.interrupt()
     position = ended.position
     ticks = [stage.slot() for _ in range(3 * CHUNK)]
-    assert ended.position == position == pytest.approx(5 * 0.04)
+    assert ended.position == position == pytest.approx(5 * 0.04 + FADE_SECONDS)
     assert not any(tick.speech or tick.started or tick.ended for tick in ticks)
     assert stage.playout.counts.rollbacks == 0
     assert stage.interrupt() == []

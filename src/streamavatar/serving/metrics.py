@@ -42,7 +42,9 @@ class Metrics:
         self._underruns = Counter("underrun", "Late chunks, and late event loops", ("kind",), registry=self.registry)
         self.rejected = Counter("admission_rejected", "Sessions refused", ("reason",), registry=self.registry)
         self._sessions = Gauge("sessions", "Sessions by state", ("state",), registry=self.registry)
-        self._memory = Gauge("device_memory_bytes", "Memory that the engine holds on its device", registry=self.registry)
+        self._memory = Gauge(
+            "device_memory_bytes", "Memory that the engine holds on its device", registry=self.registry
+        )
         self._restarts = Gauge("engine_restarts", "Times the engine was started again", registry=self.registry)
 
     def observe(self, name: str, seconds: float) -> None:
