@@ -383,6 +383,7 @@ BAD_MESSAGES = [
     '{"type": "agent.speak", "audio": "%%%"}', '{"type": "agent.speak", "audio": "AA=="}',
     '{"type": "agent.speak", "audio": "AAAA", "rate": 1e9}', '{"type": "agent.speak", "audio": "AAAA", "rate": 7}',
     '{"type": "agent.speak", "text": "\\ud800"}', '{"type": "agent.speak", "audio": "AAAA", "rate": ' + "9" * 400 + "}",
+    '{"type": "session.update"}', '{"type": "session.update", "server_barge_in": 1}',
     b"", b"\x00", b"\x00" * 8, b"\x07" + bytes(10), b"\x00" + bytes(9), bytes(1_000_001),
 ]  # fmt: skip
 
@@ -394,9 +395,11 @@ def test_bad_messages_are_answered(open_app: Open) -> None:
         for message in BAD_MESSAGES:
             socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message)
             assert until(socket, "error")["message"], message
+        socket.send_json({"type": "session.update", "server_barge_in": True})
         socket.send_bytes(packet(0, 0, LOUD[:9600]))
         socket.send_json({"type": "agent.speak_end"})
         until(socket, "agent.speak_ended")
+        assert next(iter(client.app.state.house.registry.entries)).live.server_barge_in
 
 
 def test_sound_that_comes_too_fast_is_refused_and_nothing_is_lost(open_app: Open) -> None:

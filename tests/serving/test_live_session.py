@@ -282,9 +282,10 @@ def test_server_barges_in(virtual: Run, recorder: Any, speech: Make) -> None:
     rec = recorder()
 
     async def work() -> None:
-        session = await rec.start(LiveSettings(server_barge_in=True))
+        session = await rec.start()
         session.push_agent(speech(10.0))
         await asyncio.sleep(2)
+        session.server_barge_in = True  # as the page's switch does, in the middle of a session
         rec.events.clear()
         begin = session.seconds
         await talk_to(session, speech(0.5, 16_000))

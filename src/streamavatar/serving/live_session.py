@@ -123,6 +123,7 @@ class LiveSession:
     Attributes:
         ended: resolves with the reason once the session is closed, by whom ever (also when the engine dies).
         last_seen: when the client was last heard of, on the loop's clock.
+        server_barge_in: as in the settings; may be changed at any time.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class LiveSession:
         ticks = partial(_ticks, fps=info.fps)
         self._voice = Hysteresis(ticks(settings.voice_on_seconds), ticks(settings.voice_off_seconds))
         self._label = StateLabel(settings.overlap, hold=ticks(settings.voice_off_seconds))
+        self.server_barge_in = settings.server_barge_in
         self._overlap_ticks = 0
         self._vad: Vad | None = None
         self._viewers = Viewers(
@@ -365,7 +367,7 @@ class LiveSession:
     def _barge_in(self, overlap: bool) -> None:
         """Interrupt the agent once the user has spoken over it for long enough."""
         self._overlap_ticks = self._overlap_ticks + 1 if overlap else 0
-        if self._settings.server_barge_in and self._overlap_ticks >= _ticks(
+        if self.server_barge_in and self._overlap_ticks >= _ticks(
             self._settings.barge_in_seconds, self._clock.fps
         ):
             self._overlap_ticks = 0

@@ -340,6 +340,7 @@ function bind() {
   $("stop").addEventListener("click", () => stop());
   $("microphone").addEventListener("click", toggleMicrophone);
   $("interrupt").addEventListener("click", interrupt);
+  $("barge-in").addEventListener("change", () => live?.bargeIn($("barge-in").checked));
   $("sound").addEventListener("click", () => ui.showSound($("video").muted));
   $("video").addEventListener("playing", onPicture);
   $("say-form").addEventListener("submit", (event) => (event.preventDefault(), say()));
