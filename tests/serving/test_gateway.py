@@ -28,6 +28,7 @@ from streamavatar.serving import voice
 from streamavatar.serving.app import create_app
 from streamavatar.serving.engine_client import Capacity, EngineDied, Timing
 from streamavatar.serving.faces import find_face, portrait_framing
+from streamavatar.serving.sessions import OUTBOX, Outbox
 from streamavatar.serving.settings import ServerSettings
 from streamavatar.serving.speech import synthesizers
 
@@ -291,6 +292,17 @@ def test_sessions_without_a_client_or_time_end(limit: dict[str, float], open_app
     start(client)
 
 
+def test_a_socket_that_says_nothing_does_not_stand_in_for_its_client(open_app: Open) -> None:
+    """A connection whose other end has vanished looks open for minutes."""
+    client = open_app(grace_seconds=0.6)
+    path, key = start(client)
+    with events(client, path, key) as socket:
+        while (event := until(socket, "session.state_updated"))["state"] != "closed":
+            pass
+        assert event["reason"] == "The client has gone."
+    assert client.get("/v1/capacity").json()["active"] == 0
+
+
 def test_a_long_speech_does_not_stand_in_for_its_client(open_app: Open) -> None:
     client = open_app(grace_seconds=0.6)
     path, key = start(client)
@@ -425,6 +437,20 @@ def test_who_may_not_listen(open_app: Open) -> None:
     ):
         with pytest.raises(WebSocketDisconnect), client.websocket_connect(THERE + url, headers=headers) as socket:
             socket.receive_text()
+
+
+def test_a_slow_listener_loses_what_it_can_do_without() -> None:
+    outbox = Outbox()
+    for number in range(OUTBOX):
+        outbox.put({"type": "metrics", "number": number})
+    for number in range(OUTBOX):
+        outbox.put({"type": "agent.state_updated", "number": number})
+    outbox.put({"type": "metrics", "number": OUTBOX})  # no room, and nothing that it could replace
+    assert not outbox.overflown
+    assert [event["number"] for event in outbox._events] == list(range(OUTBOX))
+    assert {event["type"] for event in outbox._events} == {"agent.state_updated"}
+    outbox.put({"type": "agent.speak_ended"})
+    assert outbox.overflown  # and the connection is closed
 
 
 @pytest.mark.parametrize("data", [b"", b"not audio at all", bytes(1000), b"RIFF" + bytes(100)])

@@ -256,6 +256,30 @@ def test_interrupt(virtual: Run, recorder: Any, speech: Make, cost: float) -> No
     assert states == ["talking", "interrupting", "idle", "talking", "idle"]
 
 
+def test_speech_ten_times_too_slow_loses_nothing_and_stalls_nobody(virtual: Run, recorder: Any, speech: Make) -> None:
+    rec = recorder()
+    samples = speech(1.0)
+
+    async def work() -> None:
+        session = await rec.start()
+        for piece in np.split(samples, 25):
+            session.push_agent(piece)
+            await asyncio.sleep(0.4)
+        session.end_agent()
+        await asyncio.sleep(2)
+        await session.close("done")
+
+    virtual(work())
+    assert rec.slots == list(range(len(rec.slots)))
+    (ended,) = rec.of("agent.speak_ended")
+    assert (ended["playback_position"], ended["interrupted"]) == (1.0, False)
+    stats = rec.of("metrics")[-1]
+    assert stats["underrun_total"] == {"repeat": 0, "freeze": 0, "loop": 0}
+    assert stats["starved_ticks"] > 100
+    played = rec.heard[rec.heard != 0]
+    assert len(played) > 0.85 * len(samples)  # each pause fades the last 5 ms before it
+
+
 def test_interrupt_while_the_chunk_ahead_is_being_made(virtual: Run, recorder: Any, speech: Make) -> None:
     """Its result, or failure, comes later and does no harm; the chunk is made again at once."""
     rec = recorder(cost=0.3)

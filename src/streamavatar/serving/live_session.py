@@ -367,9 +367,7 @@ class LiveSession:
     def _barge_in(self, overlap: bool) -> None:
         """Interrupt the agent once the user has spoken over it for long enough."""
         self._overlap_ticks = self._overlap_ticks + 1 if overlap else 0
-        if self.server_barge_in and self._overlap_ticks >= _ticks(
-            self._settings.barge_in_seconds, self._clock.fps
-        ):
+        if self.server_barge_in and self._overlap_ticks >= _ticks(self._settings.barge_in_seconds, self._clock.fps):
             self._overlap_ticks = 0
             self._interrupt(by_server=True)
 
