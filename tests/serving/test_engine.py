@@ -274,7 +274,7 @@ def test_calibration_finds_where_sessions_stop_to_fit(cost: float, guess: float)
 
         async def measure(self, count: int) -> Timing:
             self.measured.append(count)
-            return Timing(count * cost, count * cost)
+            return Timing(count * cost, count * cost, count * cost)
 
     async def calibrate() -> Capacity:
         client = EngineClient(EngineSettings(most_sessions=6))

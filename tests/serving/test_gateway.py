@@ -89,7 +89,7 @@ def open_app(make_engine: Callable[..., Any]) -> Iterator[Open]:
         info = make_engine().info
         info.device, info.precision = "cpu", "float32"
         engine = FakeEngines(make_engine, info)
-        keeper = FakeKeeper(engine, Capacity(sessions, 0.384, {1: Timing(0.1, 0.2)}), ready)
+        keeper = FakeKeeper(engine, Capacity(sessions, 0.384, {1: Timing(0.1, 0.2, 0.1)}), ready)
         client = TestClient(create_app(replace(ServerSettings(), **changes), keeper), HERE)
         client.__enter__()
         client.keeper = keeper
