@@ -274,7 +274,7 @@ def main() -> None:
     options = parser.parse_args()
     if 60 * options.minutes < 2 * options.every:
         parser.error("--minutes: at least two looks fit in")
-    port = free_port()
+    port, measured = free_port(), commit()
     command = [sys.executable, "-m", "streamavatar.cli", "live", "--port", str(port)]
     with running_server(command, port) as server:
         figures = asyncio.run(soak(server, options.minutes, options.every))
@@ -288,7 +288,7 @@ def main() -> None:
         first, last = process["first_bytes"] / 2**20, process["last_bytes"] / 2**20
         print(f"{name:17} {first:.0f} MiB, {last:.0f} MiB at the end; {100 * process['cpu_share']:.0f} % of a core")
     if options.json:
-        report = {"model": capacity["model"], "figures": figures, "machine": machine(), "commit": commit()}
+        report = {"model": capacity["model"], "figures": figures, "machine": machine(), "commit": measured}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -18,11 +18,12 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from streamavatar import bundled
+
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
-SPEAKING_SECONDS = 4.5
-"""The line begins with three seconds in which the other side speaks."""
+SPEAKING_SECONDS = 2.0
 
 
 def load(path: Path) -> ModuleType:
@@ -59,9 +60,11 @@ def main() -> None:
     command = [sys.executable, "-m", "streamavatar.cli", "live", "--port", str(port), "--sessions", "2"]
     with live.running_server(command, port) as server, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        shoot(browser, server.base, "ada", IMAGES / "live.png", viewport={"width": 1280, "height": 1300})
+        shoot(
+            browser, server.base, bundled.DEFAULT_AVATAR, IMAGES / "live.png", viewport={"width": 1280, "height": 1300}
+        )
         phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 1.5}
-        shoot(browser, server.base, "clara", IMAGES / "live-phone.png", **phone)
+        shoot(browser, server.base, bundled.SECOND_AVATAR, IMAGES / "live-phone.png", **phone)
         browser.close()
 
 

@@ -48,7 +48,7 @@ def small() -> ModelConfig:
     return SMALL
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., AvatarModel]:
     """make_model(transformer={...}, context={...}, audio={...}, **fields) -> a small model, every weight drawn."""
 

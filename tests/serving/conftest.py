@@ -121,6 +121,9 @@ class FakeEngine:
     async def close_session(self, session: str) -> None:
         self.calls.append(("close", 0))
 
+    async def memory(self) -> int:
+        return 2**20
+
 
 def frames_of(index: int, agent: NDArray[np.int16]) -> NDArray[np.uint8]:
     """I420 frames of a chunk: black, white where the tick is loud; the chunk's number and the frame's in a corner."""

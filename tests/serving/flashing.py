@@ -44,6 +44,9 @@ class FlashingEngine:
     async def close_session(self, session: str) -> None:
         """Nothing is kept."""
 
+    async def memory(self) -> int:
+        return 0
+
 
 def flashing_app(port: int) -> FastAPI:
     capacity = Capacity(sessions=2, chunk_seconds={}, budget=0.4)

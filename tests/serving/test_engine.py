@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,21 +22,41 @@ from streamavatar.engine import Pipeline, StepSession
 from streamavatar.errors import UserError
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.serving.admission import Admission, Supervisor
-from streamavatar.serving.engine_client import EngineClient, EngineDied, EngineSettings
+from streamavatar.serving.engine_client import Capacity, EngineClient, EngineDied, EngineInfo, EngineSettings, Timing
 from streamavatar.serving.engine_process import AGENT_RATE, USER_RATE, as_float, to_i420
 
 AGENT, USER = 14 * 960, 12 * 640
 
 
-@pytest.fixture
-def folder(make_model: Callable[..., AvatarModel], tmp_path: Path) -> Path:
-    make_model().save(tmp_path / "model")
-    return tmp_path / "model"
+def leftovers() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def folder(make_model: Callable[..., AvatarModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engine") / "model"
+    make_model().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def settings(folder: Path) -> EngineSettings:
     return EngineSettings(folder, precision="float32", threads=1, sessions=2)
+
+
+Run = Callable[[Callable[[EngineClient], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture(scope="module")
+def run(settings: EngineSettings) -> Iterator[Run]:
+    """run(work) runs work(engine) with an engine that the tests of this file share; each leaves no session in it."""
+    before = leftovers()
+    loop = asyncio.new_event_loop()
+    engine = loop.run_until_complete(EngineClient.start(settings))
+    yield lambda work: loop.run_until_complete(work(engine))
+    loop.run_until_complete(engine.stop())
+    loop.close()
+    assert leftovers() <= before
 
 
 def picture(seed: int) -> NDArray[np.uint8]:
@@ -52,16 +75,10 @@ def alone(folder: Path, who: int, chunks: int) -> list[NDArray[np.uint8]]:
     return [to_i420(session.step(as_float(a), as_float(u))) for a, u in steps]
 
 
-def leftovers() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
-
-
-def test_sessions_together_are_sessions_alone(folder: Path, settings: EngineSettings) -> None:
+def test_sessions_together_are_sessions_alone(folder: Path, run: Run) -> None:
     """Interleaved, with a roll-back in one and the other one closed half-way: frames as if each were alone."""
-    before = leftovers()
 
-    async def run() -> None:
-        engine = await EngineClient.start(settings)
+    async def work(engine: EngineClient) -> None:
         assert (engine.info.height, engine.info.width, engine.info.chunk_frames) == (64, 96, 12)
         assert engine.capacity.sessions == 2
         made: dict[int, list[NDArray[np.uint8]]] = {1: [], 2: []}
@@ -85,18 +102,16 @@ def test_sessions_together_are_sessions_alone(folder: Path, settings: EngineSett
             both = await asyncio.gather(*(make(who, k) for who in made if who == 1 or k < 4))
             for who, frames in zip(made, both, strict=False):
                 made[who].append(frames)
-        await engine.stop()
+        await engine.close_session("s1")
         for who, chunks in made.items():
             for got, expected in zip(chunks, alone(folder, who, len(chunks)), strict=True):
                 assert np.array_equal(got, expected)
 
-    asyncio.run(run())
-    assert leftovers() <= before
+    run(work)
 
 
-def test_bad_requests_are_answered_and_harm_nobody(folder: Path, settings: EngineSettings) -> None:
-    async def run() -> None:
-        engine = await EngineClient.start(settings)
+def test_bad_requests_are_answered_and_harm_nobody(folder: Path, run: Run) -> None:
+    async def work(engine: EngineClient) -> None:
         await engine.open("s1", picture(1), seed=1)
         good = sound(11, AGENT), sound(61, USER)
 
@@ -117,11 +132,42 @@ def test_bad_requests_are_answered_and_harm_nobody(folder: Path, settings: Engin
         assert np.array_equal((await first).frames, alone(folder, 1, 1)[0])
         await engine.rollback("s1", 1)
         await refused(engine.rollback("s1", 1), "last chunk is 0")
-        await engine.stop()
-        with pytest.raises(EngineDied):
-            await engine.make("s1", 1, *good)
+        await engine.close_session("s1")
 
-    asyncio.run(run())
+    run(work)
+
+
+def test_no_request_kills_the_engine_or_leaves_anything(run: Run) -> None:
+    before = leftovers()
+
+    async def work(engine: EngineClient) -> None:
+        agent, user = sound(1, AGENT), sound(2, USER)
+        assert engine._process.pid is not None
+        assert os.getpgid(engine._process.pid) != os.getpgid(0)  # Ctrl-C is for the gateway, which drains first
+        with pytest.raises(UserError):
+            await engine.open("s1", np.array("nothing"), 1)
+        opening = asyncio.create_task(engine.open("s1", picture(1), 1))
+        await asyncio.sleep(0)
+        opening.cancel()
+        with suppress(asyncio.CancelledError):
+            await opening
+        await engine.close_session("s1")
+        assert leftovers() <= before
+        await engine.open("s1", picture(1), 1)
+        for bad in (
+            (np.full(AGENT, "x"), user),
+            (np.full(AGENT, np.nan), user),
+            (agent, np.full(USER, None)),
+            (agent.reshape(2, -1), user),
+        ):
+            with pytest.raises(UserError):
+                await engine.make("s1", 1, *bad)
+        assert (await engine.make("s1", 1, agent, user)).index == 1
+        assert await engine.memory() > 2**20
+        await engine.close_session("s1")
+
+    run(work)
+    assert leftovers() <= before
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
@@ -154,6 +200,8 @@ def test_a_killed_engine_is_noticed_and_replaced(settings: EngineSettings) -> No
         with pytest.raises(EngineDied, match="exit status -9"):
             await pending
         assert monotonic() - killed < 1
+        with pytest.raises(EngineDied):
+            await engine.make("s1", 2, sound(1, AGENT), sound(2, USER))
         while not (supervisor.ready and supervisor.restarts):
             await asyncio.sleep(0.05)
         assert monotonic() - killed < 10
@@ -199,19 +247,46 @@ def test_the_engine_ends_with_its_gateway(folder: Path, tmp_path: Path) -> None:
     assert monotonic() < end
 
 
-def test_calibration(folder: Path) -> None:
-    async def run() -> None:
-        engine = await EngineClient.start(EngineSettings(folder, threads=1, most_sessions=2))
-        capacity = engine.capacity
-        assert set(capacity.chunk_seconds) <= {1, 2}
+def test_calibration(run: Run) -> None:
+    async def work(engine: EngineClient) -> None:
+        engine.settings, given = replace(engine.settings, sessions=None, most_sessions=3), engine.settings
+        capacity = await engine._warm_up(None)
+        engine.settings = given
+        assert 1 in capacity.chunk_seconds
+        assert set(capacity.chunk_seconds) <= {1, 2, 3}
         assert capacity.sessions == max(
             (n for n, timing in capacity.chunk_seconds.items() if timing.p99 <= capacity.budget), default=1
         )
         assert all(0 < timing.p50 <= timing.p99 for timing in capacity.chunk_seconds.values())
         assert capacity.budget == pytest.approx(0.8 * 0.48)
-        await engine.stop()
 
-    asyncio.run(run())
+    run(work)
+
+
+@pytest.mark.parametrize("cost", [0.5, 0.15, 0.1, 0.02])
+@pytest.mark.parametrize("guess", [0.3, 1.0, 3.0])
+def test_calibration_finds_where_sessions_stop_to_fit(cost: float, guess: float) -> None:
+    """Whatever the first times promise: too much, too little or the truth."""
+
+    class Probe:
+        longest_share = cost * guess
+        measured: ClassVar[list[int]] = []
+
+        async def measure(self, count: int) -> Timing:
+            self.measured.append(count)
+            return Timing(count * cost, count * cost, count * cost)
+
+    async def calibrate() -> Capacity:
+        client = EngineClient(EngineSettings(most_sessions=6))
+        client.info = EngineInfo(64, 64, 25, 12, "none", "cpu", "float32")
+        client._writer.shutdown()
+        return await client._calibrate(Probe())  # type: ignore[arg-type]
+
+    Probe.measured = []
+    capacity = asyncio.run(calibrate())
+    assert capacity.sessions == max(1, min(6, int(0.384 / cost)))
+    assert len(Probe.measured) == len(set(Probe.measured)) == len(capacity.chunk_seconds) <= 6
+    assert capacity.sessions in capacity.chunk_seconds
 
 
 def test_admission_never_takes_too_many() -> None:

@@ -27,7 +27,8 @@ from streamavatar import bundled
 from streamavatar.serving import voice
 from streamavatar.serving.app import create_app
 from streamavatar.serving.engine_client import Capacity, EngineDied, Timing
-from streamavatar.serving.faces import find_face
+from streamavatar.serving.faces import find_face, portrait_framing
+from streamavatar.serving.sessions import OUTBOX, Outbox
 from streamavatar.serving.settings import ServerSettings
 from streamavatar.serving.speech import synthesizers
 
@@ -55,6 +56,9 @@ class FakeEngines:
 
     async def close_session(self, session: str) -> None:
         await self.sessions[session].close_session(session)
+
+    async def memory(self) -> int:
+        return 2**20
 
 
 @dataclass
@@ -85,7 +89,7 @@ def open_app(make_engine: Callable[..., Any]) -> Iterator[Open]:
         info = make_engine().info
         info.device, info.precision = "cpu", "float32"
         engine = FakeEngines(make_engine, info)
-        keeper = FakeKeeper(engine, Capacity(sessions, 0.384, {1: Timing(0.1, 0.2)}), ready)
+        keeper = FakeKeeper(engine, Capacity(sessions, 0.384, {1: Timing(0.1, 0.2, 0.1)}), ready)
         client = TestClient(create_app(replace(ServerSettings(), **changes), keeper), HERE)
         client.__enter__()
         client.keeper = keeper
@@ -154,16 +158,13 @@ def test_what_the_server_says_of_itself(open_app: Open) -> None:
         0,
         {"1": {"p50": 0.1, "p99": 0.2}},
     )
-    assert {"ada", "ben"} <= {a["id"] for a in client.get("/v1/avatars").json()["avatars"]}
-    assert client.get("/v1/avatars/ada/picture").content.startswith(b"\x89PNG")
-    samples = client.get("/v1/samples").json()["samples"]
-    assert {s["lane"] for s in samples} == {"agent", "user"}
-    assert client.get(f"/v1/samples/{samples[0]['id']}").content.startswith(b"fLaC")
+    avatars = client.get("/v1/avatars").json()["avatars"]
+    assert [a["id"] for a in avatars] == list(bundled.portraits())
+    assert client.get(avatars[0]["picture"]).content.startswith(b"\x89PNG")
     page = client.get("/")
     assert page.status_code == 200
     assert "script-src" not in page.text
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    start(client)
     text = client.get("/metrics").text
     for name in ("first_frame_seconds", "chunk_seconds", "lead_seconds", "underrun_total", "av_skew_seconds",
                  "interrupt_to_silence_seconds", "interrupt_to_rest_seconds", "speech_to_mouth_seconds", "sessions",
@@ -171,10 +172,56 @@ def test_what_the_server_says_of_itself(open_app: Open) -> None:
         assert f"# TYPE {name.removesuffix('_total')}" in text, name
 
 
+def test_lines_to_try_it_with(open_app: Open) -> None:
+    """Each is one line of the conversation, without the silence in which the other side speaks."""
+    client = open_app()
+    samples = client.get("/v1/samples").json()["samples"]
+    assert {s["lane"] for s in samples} == {"agent", "user"}
+    assert len({s["id"] for s in samples}) == len(samples) >= 2
+    for sample in samples:
+        with wave.open(io.BytesIO(client.get(f"/v1/samples/{sample['id']}").content)) as file:
+            sound = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+            assert len(sound) / file.getframerate() == pytest.approx(sample["seconds"], abs=0.01)
+            loud = np.flatnonzero(np.abs(sound.astype(int)) > 1000) / file.getframerate()
+        assert loud[0] < 0.4
+        assert loud[-1] > sample["seconds"] - 0.4
+    assert problem(client.get("/v1/samples/nothing")) == (404, "no_sample")
+
+
+def test_every_event_is_counted_when_it_happens(open_app: Open) -> None:
+    """Not once a second, and not as an average."""
+    client = open_app()
+    path, key = start(client)
+
+    def count(name: str) -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith(name)).split()[-1])
+
+    with events(client, path, key) as socket:
+        for spoken in (1, 2):
+            client.post(f"{path}/speech", headers=key, content=wav(5))
+            until(socket, "agent.speak_started")
+            client.post(f"{path}/interrupt", headers=key)
+            until(socket, "agent.speak_ended")
+            while client.get(path, headers=key).json()["agent_state"] != "idle":
+                time.sleep(0.05)
+            assert count("speech_to_mouth_seconds_count") == spoken
+            assert count("interrupt_to_silence_seconds_count") == spoken
+            assert count("interrupt_to_rest_seconds_count") == spoken
+        assert count("interrupt_to_silence_seconds_sum") < 2 * 0.1
+        assert count("first_frame_seconds_count") == 1
+        engine = client.keeper.engine.sessions[path.rpartition("/")[2]]
+        made = count('chunk_seconds_count{stage="transformer"}')
+        assert len(engine.kept) - 1 <= made <= len(engine.made)  # one may be being made
+        assert 0 < count("lead_seconds_count") <= made
+    assert count("device_memory_bytes") == 2**20
+
+
 def test_an_engine_that_is_not_ready(open_app: Open) -> None:
     client = open_app(ready=False)
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").status_code == 503
+    assert "device_memory_bytes 0.0" in client.get("/metrics").text
     for answer in (client.get("/v1/capacity"), client.post("/v1/sessions", json={})):
         assert problem(answer) == (503, "engine_starting")
         assert int(answer.headers["retry-after"]) > 0
@@ -185,7 +232,7 @@ def test_an_engine_that_is_not_ready(open_app: Open) -> None:
 
 def test_a_session_from_beginning_to_end(open_app: Open) -> None:
     client = open_app()
-    path, key = start(client, avatar="ben", seed=7)
+    path, key = start(client, avatar=bundled.SECOND_AVATAR, seed=7)
     state = client.get(path, headers=key).json()
     assert (state["agent_state"], state["connected"]) == ("idle", False)
     assert problem(client.get(path)) == (401, "unauthorized")
@@ -194,7 +241,7 @@ def test_a_session_from_beginning_to_end(open_app: Open) -> None:
     assert client.delete(path, headers=key).status_code == 204
     assert problem(client.get(path, headers=key)) == (404, "no_session")
     assert problem(client.post("/v1/sessions", json={"avatar": "nobody"})) == (404, "no_avatar")
-    assert problem(client.post("/v1/sessions", json={"avatr": "ada"})) == (422, "invalid")
+    assert problem(client.post("/v1/sessions", json={"avatr": bundled.DEFAULT_AVATAR})) == (422, "invalid")
     assert client.keeper.engine.calls[0] == ("open", 7)
     assert ("close", 0) in client.keeper.engine.calls
 
@@ -243,6 +290,17 @@ def test_sessions_without_a_client_or_time_end(limit: dict[str, float], open_app
         time.sleep(0.1)
     assert problem(client.get(path, headers=key)) == (404, "no_session")
     start(client)
+
+
+def test_a_socket_that_says_nothing_does_not_stand_in_for_its_client(open_app: Open) -> None:
+    """A connection whose other end has vanished looks open for minutes."""
+    client = open_app(grace_seconds=0.6)
+    path, key = start(client)
+    with events(client, path, key) as socket:
+        while (event := until(socket, "session.state_updated"))["state"] != "closed":
+            pass
+        assert event["reason"] == "The client has gone."
+    assert client.get("/v1/capacity").json()["active"] == 0
 
 
 def test_a_long_speech_does_not_stand_in_for_its_client(open_app: Open) -> None:
@@ -337,6 +395,7 @@ BAD_MESSAGES = [
     '{"type": "agent.speak", "audio": "%%%"}', '{"type": "agent.speak", "audio": "AA=="}',
     '{"type": "agent.speak", "audio": "AAAA", "rate": 1e9}', '{"type": "agent.speak", "audio": "AAAA", "rate": 7}',
     '{"type": "agent.speak", "text": "\\ud800"}', '{"type": "agent.speak", "audio": "AAAA", "rate": ' + "9" * 400 + "}",
+    '{"type": "session.update"}', '{"type": "session.update", "server_barge_in": 1}',
     b"", b"\x00", b"\x00" * 8, b"\x07" + bytes(10), b"\x00" + bytes(9), bytes(1_000_001),
 ]  # fmt: skip
 
@@ -348,9 +407,11 @@ def test_bad_messages_are_answered(open_app: Open) -> None:
         for message in BAD_MESSAGES:
             socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message)
             assert until(socket, "error")["message"], message
+        socket.send_json({"type": "session.update", "server_barge_in": True})
         socket.send_bytes(packet(0, 0, LOUD[:9600]))
         socket.send_json({"type": "agent.speak_end"})
         until(socket, "agent.speak_ended")
+        assert next(iter(client.app.state.house.registry.entries)).live.server_barge_in
 
 
 def test_sound_that_comes_too_fast_is_refused_and_nothing_is_lost(open_app: Open) -> None:
@@ -376,6 +437,20 @@ def test_who_may_not_listen(open_app: Open) -> None:
     ):
         with pytest.raises(WebSocketDisconnect), client.websocket_connect(THERE + url, headers=headers) as socket:
             socket.receive_text()
+
+
+def test_a_slow_listener_loses_what_it_can_do_without() -> None:
+    outbox = Outbox()
+    for number in range(OUTBOX):
+        outbox.put({"type": "metrics", "number": number})
+    for number in range(OUTBOX):
+        outbox.put({"type": "agent.state_updated", "number": number})
+    outbox.put({"type": "metrics", "number": OUTBOX})  # no room, and nothing that it could replace
+    assert not outbox.overflown
+    assert [event["number"] for event in outbox._events] == list(range(OUTBOX))
+    assert {event["type"] for event in outbox._events} == {"agent.state_updated"}
+    outbox.put({"type": "agent.speak_ended"})
+    assert outbox.overflown  # and the connection is closed
 
 
 @pytest.mark.parametrize("data", [b"", b"not audio at all", bytes(1000), b"RIFF" + bytes(100)])
@@ -413,14 +488,19 @@ def upload(client: TestClient, data: bytes, kind: str = "image/png", **query: st
     return client.post("/v1/avatars", params=query, content=data, headers={"Content-Type": kind})
 
 
+def portrait_with_a_face() -> np.ndarray:
+    """A bundled portrait, [256, 256, 3], in which the detector finds a face (a drawing is none to every detector)."""
+    pictures = (Image.open(p.path).convert("RGB").resize((256, 256)) for p in bundled.portraits().values())
+    return next(pixels for pixels in map(np.asarray, pictures) if find_face(pixels))
+
+
 NOISE = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
 
 
 def test_an_own_face(open_app: Open) -> None:
     client = open_app(face_count=2)
     wide = np.full((300, 700, 3), 180, np.uint8)
-    face = np.asarray(Image.open(bundled.portrait("clara").path).convert("RGB"))
-    wide[20 : 20 + len(face), 400 : 400 + face.shape[1]] = face
+    wide[20:276, 400:656] = portrait_with_a_face()
     made = upload(client, png(wide, "JPEG", quality=95), "image/jpeg")
     assert made.status_code == 201, made.text
     avatar = made.json()
@@ -428,8 +508,9 @@ def test_an_own_face(open_app: Open) -> None:
     shown = np.asarray(Image.open(io.BytesIO(client.get(avatar["picture"]).content)))
     assert shown.shape == (512, 512, 3)
     x, y, width, height = find_face(shown)
-    assert width == pytest.approx(0.43 * 512, abs=60)  # framed as the portrait was
-    assert (x + width / 2, y + height / 2) == pytest.approx((256, 240), abs=40)
+    framing = portrait_framing()
+    assert width == pytest.approx(framing.share * 512, abs=60)  # framed as the bundled ones are
+    assert (x + width / 2, y + height / 2) == pytest.approx((256, framing.middle * 512), abs=40)
     path, key = start(client, avatar=avatar["id"])
     assert client.get(path, headers=key).status_code == 200
     assert avatar in client.get("/v1/avatars").json()["avatars"]
@@ -437,7 +518,7 @@ def test_an_own_face(open_app: Open) -> None:
     assert problem(upload(client, png(NOISE), crop="centre")) == (507, "full")
     assert client.delete(f"/v1/avatars/{avatar['id']}").status_code == 204
     assert problem(client.get(avatar["picture"])) == (404, "no_avatar")
-    assert problem(client.delete("/v1/avatars/ada")) == (403, "forbidden")
+    assert problem(client.delete(f"/v1/avatars/{bundled.DEFAULT_AVATAR}")) == (403, "forbidden")
 
 
 def test_pictures_that_are_refused(open_app: Open) -> None:
@@ -471,7 +552,7 @@ def test_faces_are_found_on_photographs() -> None:
 @pytest.mark.slow
 def test_offline_videos(open_app: Open) -> None:
     client = open_app(video_seconds=5.0)
-    job = client.post("/v1/videos", json={"avatar": "ada", "seconds": 0.5})
+    job = client.post("/v1/videos", json={"avatar": bundled.DEFAULT_AVATAR, "seconds": 0.5})
     assert job.status_code == 202
     name = job.json()["id"]
     assert problem(client.get(f"/v1/videos/{name}/file")) == (409, "not_ready")

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from streamavatar import bundled
+
 pytest.importorskip("aiortc", reason="the live server needs the extra `live`")
 uvicorn = pytest.importorskip("uvicorn", reason="the live server needs the extra `live`")
 websockets = pytest.importorskip("websockets.asyncio.client", reason="the live server needs the extra `live`")
@@ -44,7 +46,7 @@ flashing = load(Path(__file__).parent / "flashing.py")
 async def visit(server: Any, number: int) -> None:
     """Open a session, watch its first picture with the events open, and leave in one of three ways."""
     client = live.Client(server)
-    await client.open({"avatar": "ada", "seed": number})
+    await client.open({"avatar": bundled.DEFAULT_AVATAR, "seed": number})
     events = f"{server.base.replace('http', 'ws')}{client.session['events']}?token={client.session['token']}"
     async with websockets.connect(events) as socket:
         await client.connect()

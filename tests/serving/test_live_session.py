@@ -153,6 +153,33 @@ def test_late_chunk_freezes_speech_and_loses_nothing(virtual: Run, recorder: Any
     played = rec.heard.reshape(-1, 960)[~silent].ravel()
     np.testing.assert_array_equal(played, samples)
     assert rec.of("metrics")[-1]["underrun_total"] == {"repeat": 1, "freeze": 1, "loop": 0}
+    assert [event["state"] for event in rec.of("agent.state_updated")] == ["talking", "idle"]  # a freeze is no pause
+
+
+def test_silence_of_a_recording_is_no_talking(virtual: Run, recorder: Any, speech: Make) -> None:
+    """Before the first word, in a long pause and after the last word nobody talks; between words somebody does."""
+    rec = recorder()
+    parts = [
+        np.zeros(48_000, np.int16),
+        speech(0.4),
+        np.zeros(4_800, np.int16),
+        speech(0.4),
+        np.zeros(24_000, np.int16),
+    ]
+    samples = np.concatenate([*parts, speech(0.4), np.zeros(24_000, np.int16)])
+
+    async def work() -> None:
+        session = await rec.start()
+        session.push_agent(samples)
+        session.end_agent()
+        await asyncio.sleep(7)
+        await session.close("done")
+
+    virtual(work())
+    (started,), changes = rec.of("agent.speak_started"), rec.of("agent.state_updated")
+    assert [event["state"] for event in changes] == ["talking", "idle"] * 2
+    assert [event["time"] - started["time"] for event in changes] == pytest.approx([2.0, 3.36, 4.0, 4.76], abs=0.041)
+    assert rec.of("agent.speak_ended")[0]["playback_position"] == len(samples) / 24_000
 
 
 def test_late_event_loop_skips_slots_and_sends_no_burst(
@@ -229,6 +256,30 @@ def test_interrupt(virtual: Run, recorder: Any, speech: Make, cost: float) -> No
     assert states == ["talking", "interrupting", "idle", "talking", "idle"]
 
 
+def test_speech_ten_times_too_slow_loses_nothing_and_stalls_nobody(virtual: Run, recorder: Any, speech: Make) -> None:
+    rec = recorder()
+    samples = speech(1.0)
+
+    async def work() -> None:
+        session = await rec.start()
+        for piece in np.split(samples, 25):
+            session.push_agent(piece)
+            await asyncio.sleep(0.4)
+        session.end_agent()
+        await asyncio.sleep(2)
+        await session.close("done")
+
+    virtual(work())
+    assert rec.slots == list(range(len(rec.slots)))
+    (ended,) = rec.of("agent.speak_ended")
+    assert (ended["playback_position"], ended["interrupted"]) == (1.0, False)
+    stats = rec.of("metrics")[-1]
+    assert stats["underrun_total"] == {"repeat": 0, "freeze": 0, "loop": 0}
+    assert stats["starved_ticks"] > 100
+    played = rec.heard[rec.heard != 0]
+    assert len(played) > 0.85 * len(samples)  # each pause fades the last 5 ms before it
+
+
 def test_interrupt_while_the_chunk_ahead_is_being_made(virtual: Run, recorder: Any, speech: Make) -> None:
     """Its result, or failure, comes later and does no harm; the chunk is made again at once."""
     rec = recorder(cost=0.3)
@@ -255,9 +306,10 @@ def test_server_barges_in(virtual: Run, recorder: Any, speech: Make) -> None:
     rec = recorder()
 
     async def work() -> None:
-        session = await rec.start(LiveSettings(server_barge_in=True))
+        session = await rec.start()
         session.push_agent(speech(10.0))
         await asyncio.sleep(2)
+        session.server_barge_in = True  # as the page's switch does, in the middle of a session
         rec.events.clear()
         begin = session.seconds
         await talk_to(session, speech(0.5, 16_000))

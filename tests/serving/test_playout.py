@@ -277,6 +277,22 @@ def test_interrupt_of_what_only_the_look_ahead_holds(speech: Make) -> None:
     assert stage.asks[1].again
 
 
+def test_interrupt_in_the_silence_of_a_recording(speech: Make) -> None:
+    """What was made ahead is silent and stays, but it is no longer part of the speech, whose position is final."""
+    stage = Stage()
+    stage.say(np.concatenate((np.zeros(5 * CHUNK * TICK, np.int16), speech(1.0))))
+    stage.make()
+    for _ in range(5):
+        stage.slot()
+    (ended,) = stage.interrupt()
+    position = ended.position
+    ticks = [stage.slot() for _ in range(3 * CHUNK)]
+    assert ended.position == position == pytest.approx(5 * 0.04 + FADE_SECONDS)
+    assert not any(tick.speech or tick.started or tick.ended for tick in ticks)
+    assert stage.playout.counts.rollbacks == 0
+    assert stage.interrupt() == []
+
+
 def test_interrupt_without_speech_changes_nothing() -> None:
     stage = Stage()
     stage.make()

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from streamavatar.media import read_audio
-from streamavatar.serving.states import Hysteresis, StateLabel
+from streamavatar.serving.lanes import Speech
+from streamavatar.serving.playout import Tick
+from streamavatar.serving.states import Agent, Hysteresis, StateLabel, agent_in
 from streamavatar.serving.vad import EnergyVad, SileroVad, Vad
 
 DIALOGUE = Path(__file__).parents[2] / "src" / "streamavatar" / "assets" / "dialogue"
@@ -22,29 +24,51 @@ def test_hysteresis_counts_in_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("speaking", "user", "interrupted", "agent_floor", "user_floor"),
+    ("agent", "user", "interrupted", "agent_floor", "user_floor"),
     [
-        (False, False, False, "idle", "idle"),
-        (False, True, False, "listening", "listening"),
-        (True, False, False, "talking", "talking"),
-        (True, True, False, "talking", "interrupting"),
-        (False, True, True, "interrupting", "interrupting"),
+        ("none", False, False, "idle", "idle"),
+        ("none", True, False, "listening", "listening"),
+        ("voice", False, False, "talking", "talking"),
+        ("voice", True, False, "talking", "interrupting"),
+        ("none", True, True, "interrupting", "interrupting"),
     ],
 )
-def test_states(speaking: bool, user: bool, interrupted: bool, agent_floor: str, user_floor: str) -> None:
+def test_states(agent: Agent, user: bool, interrupted: bool, agent_floor: str, user_floor: str) -> None:
     one, two = StateLabel("agent", hold=10), StateLabel("user", hold=10)
-    one.update(speaking, False, user, interrupted)
-    two.update(speaking, False, user, interrupted)
+    one.update(agent, user, interrupted)
+    two.update(agent, user, interrupted)
     assert (one.state, two.state) == (agent_floor, user_floor)
 
 
-def test_state_survives_a_short_pause_of_a_starved_speech() -> None:
+def test_a_short_pause_is_part_of_talking_and_a_long_one_is_not() -> None:
     label = StateLabel("agent", hold=10)
-    assert label.update(True, False, False, False) == "talking"
-    assert [label.update(False, True, False, False) for _ in range(9)] == [None] * 9
-    assert label.update(False, True, False, False) == "idle"
-    label.update(True, False, False, False)
-    assert label.update(False, False, False, False) == "idle"  # the speech ended: no hold
+    assert label.update("pause", False, False) is None  # the silence before the first word
+    assert label.update("voice", False, False) == "talking"
+    assert [label.update("pause", False, False) for _ in range(9)] == [None] * 9
+    assert label.update("pause", False, False) == "idle"
+    label.update("voice", False, False)
+    assert label.update("none", False, False) == "idle"  # the speech ended: no hold
+
+
+def test_a_late_chunk_changes_nothing() -> None:
+    label = StateLabel("agent", hold=3)
+    assert [label.update("late", False, False) for _ in range(9)] == [None] * 9
+    label.update("voice", False, False)
+    label.update("pause", False, False)
+    assert [label.update("late", False, False) for _ in range(9)] == [None] * 9
+    assert label.update("pause", False, False) is None
+    assert label.update("pause", False, False) == "idle"
+
+
+def test_what_a_tick_holds() -> None:
+    loud, silence, speech = np.full(960, 3000, np.int16), np.zeros(960, np.int16), Speech(1, 0.0, 0.0)
+    frame = np.zeros((6, 4), np.uint8)
+    assert agent_in(Tick("play", frame, loud, speech)) == "voice"
+    assert agent_in(Tick("play", frame, silence, speech)) == "pause"
+    assert agent_in(Tick("play", frame, silence, starved=True)) == "pause"
+    assert agent_in(Tick("play", frame, silence)) == "none"
+    assert agent_in(Tick("play", frame, loud)) == "none"  # what an interruption fades
+    assert agent_in(Tick("freeze", frame, silence)) == agent_in(Tick("repeat", frame, silence)) == "late"
 
 
 def voiced(vad: Vad, samples: np.ndarray) -> np.ndarray:

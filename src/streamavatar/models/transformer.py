@@ -189,7 +189,7 @@ class Block(nn.Module):
         self.talk_attn = AudioAttention(dim, heads, config.audio_dim, eps)
         self.listen_attn = AudioAttention(dim, heads, config.audio_dim, eps)
         self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim).div_(dim**0.5))  # in place: see `Head`
 
     def keys(self, conditions: Conditions, text: Tensor | None) -> BlockKeys:
         """What this block attends to of the conditions and the embedded text; the same in every pass of a chunk."""
@@ -224,7 +224,8 @@ class Head(nn.Module):
         super().__init__()
         self.eps = eps
         self.head = nn.Linear(dim, out)
-        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        # In place, since on the meta device a new tensor by arithmetic loads all of torch._dynamo: a second per start.
+        self.modulation = nn.Parameter(torch.randn(1, 2, dim).div_(dim**0.5))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         shift, scale = (self.modulation + e[:, :, None]).to(x.dtype).unbind(2)

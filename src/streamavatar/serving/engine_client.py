@@ -34,6 +34,8 @@ SHARE = 0.8
 _STOP_SECONDS = 3.0
 _PROBE_CHUNKS = 10
 """Measured per number of sessions, at least."""
+CROWDED = 1.2
+"""How much longer a worker's share of a chunk takes while the other worker is busy as well."""
 _STEADY_CHUNKS = 4
 """After which a session's cache is full."""
 
@@ -62,10 +64,16 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from request to frames."""
+    """Seconds from request to frames.
+
+    Attributes:
+        p50, p99: percentiles.
+        quickest: what the last of the sessions waited in the best round.
+    """
 
     p50: float
     p99: float
+    quickest: float
 
 
 @dataclass(frozen=True)
@@ -142,40 +150,53 @@ class EngineClient:
     async def _warm_up(self, capacity: Capacity | None) -> Capacity:
         """Let every shape be seen once before somebody waits for it; the capacity as known, set or measured."""
         probe = _Probe(self)
-        await probe.warm_up()
-        await probe.close()
-        if capacity is not None:
-            return capacity
-        if self.settings.sessions is not None:
-            return Capacity(self.settings.sessions, self._budget)
-        return await self.calibrate()
+        try:
+            await probe.warm_up(1)
+            if capacity is not None:
+                return capacity
+            if self.settings.sessions is not None:
+                return Capacity(self.settings.sessions, self._budget)
+            return await self._calibrate(probe)
+        finally:
+            await probe.close()
 
     @property
     def _budget(self) -> float:
         return SHARE * self.info.chunk_frames / self.info.fps
 
-    async def calibrate(self) -> Capacity:
-        """Measure how many sessions keep up when all ask at the same moment, the worst case."""
-        budget = self._budget
-        probe = _Probe(self)
+    async def _calibrate(self, probe: _Probe) -> Capacity:
+        """Measure how many sessions keep up when all ask at the same moment, the worst case.
+
+        First one alone, then as many as its times promise, then more or fewer until it is known where they stop to fit.
+        """
+        budget, most = self._budget, self.settings.most_sessions
         timings: dict[int, Timing] = {}
-        for count in range(1, self.settings.most_sessions + 1):
+
+        async def fit(count: int) -> bool:
             try:
                 timings[count] = await probe.measure(count)
-                if timings[count].p50 <= budget < timings[count].p99:  # something else here may have been in the way
+                if timings[count].quickest <= budget < timings[count].p99:  # something else may have been in the way
                     timings[count] = await probe.measure(count)
             except UserError as error:  # no memory for one more
                 if count == 1:
                     raise
                 logger.warning("the engine cannot hold %d sessions: %s", count, error)
-                break
-            if timings[count].p99 > budget:
-                break
-        await probe.close()
-        enough = [count for count, timing in timings.items() if timing.p99 <= budget]
-        if not enough:
+                return False
+            return timings[count].p99 <= budget
+
+        count = 1
+        if not await fit(1):
             logger.warning("one session does not keep up: a chunk takes %.2f s of %.2f s", timings[1].p99, budget)
-        return Capacity(max(enough, default=1), budget, timings)
+        elif most > 1:
+            count = min(most, max(2, 1 + int((budget - timings[1].p50) / (CROWDED * probe.longest_share))))
+            if await fit(count):
+                while count < most and await fit(count + 1):
+                    count += 1
+            else:
+                count -= 1
+                while count > 1 and not await fit(count):
+                    count -= 1
+        return Capacity(count, budget, dict(sorted(timings.items())))
 
     # calls -----------------------------------------------------------------------------------------
 
@@ -315,31 +336,40 @@ class _Probe:
         self._user = (rng.normal(0, 2000, info.user_samples)).astype(np.int16)
         self._picture = rng.integers(0, 255, (info.height, info.width, 3), dtype=np.uint8)
         self._made: list[int] = []
+        self._shares: list[float] = []
 
-    async def warm_up(self) -> None:
-        """One more session, until its cache is full."""
-        await self._add()
-        for _ in range(_STEADY_CHUNKS):
-            await self._make(len(self._made) - 1)
+    @property
+    def longest_share(self) -> float:
+        """Seconds by which one more session is likely to delay the others: of the busier worker, for one chunk."""
+        return float(np.median(self._shares))
+
+    async def warm_up(self, count: int) -> None:
+        """Have that many sessions, each with a full cache."""
+        for index in range(len(self._made), count):
+            await self._client.open(f"probe-{index}", self._picture, 0)
+            self._made.append(0)
+        while cold := [index for index in range(count) if self._made[index] < _STEADY_CHUNKS]:
+            await asyncio.gather(*map(self._make, cold))
 
     async def measure(self, count: int) -> Timing:
         """Seconds per chunk of `count` sessions that ask together."""
-        while len(self._made) < count:
-            await self.warm_up()
-        seconds: list[float] = []
-        for _ in range(-(-_PROBE_CHUNKS // count)):
-            seconds += await asyncio.gather(*(self._make(index) for index in range(count)))
-        return Timing(float(np.percentile(seconds, 50)), float(np.percentile(seconds, 99)))
+        await self.warm_up(count)
+        rounds = [
+            await asyncio.gather(*(self._make(index) for index in range(count)))
+            for _ in range(-(-_PROBE_CHUNKS // count))
+        ]
+        p50, p99 = np.percentile(rounds, (50, 99))
+        return Timing(float(p50), float(p99), min(map(max, rounds)))
 
     async def close(self) -> None:
         for index in range(len(self._made)):
             await self._client.close_session(f"probe-{index}")
 
-    async def _add(self) -> None:
-        await self._client.open(f"probe-{len(self._made)}", self._picture, 0)
-        self._made.append(0)
-
     async def _make(self, index: int) -> float:
         self._made[index] += 1
         chunk = await self._client.make(f"probe-{index}", self._made[index], self._agent, self._user)
-        return chunk.seconds["total"]
+        spent = chunk.seconds
+        workers = spent["audio"] + spent["transformer"], spent["decode"] + spent["encode"]
+        # On a GPU these are the host's times, and both workers share the device.
+        self._shares.append(max(workers) if self._client.info.device == "cpu" else spent["total"])
+        return spent["total"]

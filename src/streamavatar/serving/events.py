@@ -131,10 +131,15 @@ async def _command(entry: Entry, registry: Registry, text: str) -> None:
         skew = message.get("av_skew_seconds")
         if isinstance(skew, int | float) and not isinstance(skew, bool) and math.isfinite(skew):
             registry.metrics.skew(float(skew))
+    elif kind == "session.update":
+        wish = message.get("server_barge_in")
+        if not isinstance(wish, bool):
+            raise UserError("session.update needs server_barge_in: true or false")
+        entry.live.server_barge_in = wish
     elif kind in _PLAIN:
         _PLAIN[kind](entry)
     else:
-        known = ", ".join(sorted([*_PLAIN, "agent.speak", "client.metrics"]))
+        known = ", ".join(sorted([*_PLAIN, "agent.speak", "client.metrics", "session.update"]))
         raise UserError(f"the type {kind[:60]!r} is unknown: there are {known}")
 
 

@@ -21,8 +21,6 @@ from streamavatar.serving.problems import ApiProblem
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 MEGAPIXELS = 40
 LEAST_SIDE = 64
-FACE_SHARE = 0.43  # of the crop's width that the found face takes; the bundled portraits' framing
-FACE_MIDDLE = 0.47  # of the crop's height at which its middle lies
 Crop = Literal["face", "centre"]
 Pixels = NDArray[np.uint8]
 
@@ -138,10 +136,34 @@ def _around_face(pixels: Pixels) -> Pixels:
             422, "no_face", "no face was found: give a picture of one person who looks at the camera, well lit"
         )
     x, y, width, height = box
-    side = round(min(max(width / FACE_SHARE, 1), min(pixels.shape[:2])))
+    framing = portrait_framing()
+    side = round(min(max(width / framing.share, 1), min(pixels.shape[:2])))
     left = int(np.clip(x + width / 2 - side / 2, 0, pixels.shape[1] - side))
-    top = int(np.clip(y + height / 2 - side * FACE_MIDDLE, 0, pixels.shape[0] - side))
+    top = int(np.clip(y + height / 2 - side * framing.middle, 0, pixels.shape[0] - side))
     return pixels[top : top + side, left : left + side]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Where a face lies in a square picture: its width, and the height of its middle, as parts of the side."""
+
+    share: float
+    middle: float
+
+
+@lru_cache(maxsize=1)
+def portrait_framing() -> Framing:
+    """How the bundled portraits are framed, which is what their model knows: the median of those with a found face."""
+    seen = []
+    for portrait in bundled.portraits().values():
+        pixels = np.asarray(Image.open(portrait.path).convert("RGB"))
+        if box := find_face(pixels):
+            _, y, width, height = box
+            seen.append((width / pixels.shape[1], (y + height / 2) / pixels.shape[0]))
+    if not seen:
+        return Framing(0.43, 0.47)
+    share, middle = np.median(seen, axis=0)
+    return Framing(float(share), float(middle))
 
 
 def find_face(pixels: Pixels) -> tuple[int, int, int, int] | None:

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from streamavatar.errors import UserError
 from streamavatar.serving.clock import EARLY_SECONDS, MediaClock, Pacer
-from streamavatar.serving.figures import Figures
+from streamavatar.serving.figures import Figures, Meter, Unmetered
 from streamavatar.serving.lanes import AgentLane, Int16, LaneFull, Speech, UserLane
 from streamavatar.serving.playout import Ask, Playout, Tick
 from streamavatar.serving.rtc import set_bitrates
-from streamavatar.serving.states import Hysteresis, Overlap, State, StateLabel
+from streamavatar.serving.states import Agent, Hysteresis, Overlap, State, StateLabel, agent_in
 from streamavatar.serving.timeline import Timeline
 from streamavatar.serving.vad import VAD_THREAD, Vad, make_vad
 from streamavatar.serving.viewers import USER, Viewers
@@ -72,6 +72,7 @@ class EngineLike(Protocol):
     async def make(self, session: str, index: int, agent: Int16, user: Int16) -> ChunkLike: ...
     async def rollback(self, session: str, index: int) -> None: ...
     async def close_session(self, session: str) -> None: ...
+    async def memory(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,12 @@ class LiveSession:
         on_event: gets every event.
         phase: where in the span of a chunk this session's chunks begin, in seconds of the loop's clock, so that
             sessions take turns at the engine; None to begin at once.
+        meter: counts over all sessions.
 
     Attributes:
         ended: resolves with the reason once the session is closed, by whom ever (also when the engine dies).
         last_seen: when the client was last heard of, on the loop's clock.
+        server_barge_in: as in the settings; may be changed at any time.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class LiveSession:
         settings: LiveSettings,
         on_event: Callable[[Event], None],
         phase: float | None = None,
+        meter: Meter | None = None,
     ) -> None:
         info = engine.info
         self._engine, self._id, self._picture, self._seed = engine, session_id, picture, seed
@@ -156,6 +160,7 @@ class LiveSession:
         ticks = partial(_ticks, fps=info.fps)
         self._voice = Hysteresis(ticks(settings.voice_on_seconds), ticks(settings.voice_off_seconds))
         self._label = StateLabel(settings.overlap, hold=ticks(settings.voice_off_seconds))
+        self.server_barge_in = settings.server_barge_in
         self._overlap_ticks = 0
         self._vad: Vad | None = None
         self._viewers = Viewers(
@@ -167,7 +172,7 @@ class LiveSession:
             most=settings.max_viewers,
         )
         self._timeline = Timeline(f"session {session_id}")
-        self._figures = Figures(self._clock.tick_seconds * info.chunk_frames)
+        self._figures = Figures(self._clock.tick_seconds * info.chunk_frames, meter or Unmetered())
         self._slot = self._metrics_slot = 0
         self._pacer: Pacer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -251,8 +256,11 @@ class LiveSession:
         self.touch()
         self._user.push(samples, rate, index)
 
-    def interrupt(self) -> float:
-        """Stop speaking and drop what is queued; returns the seconds of the current speech that were played."""
+    def interrupt(self) -> float | None:
+        """Stop speaking and drop what is queued.
+
+        Returns the seconds of the current speech that were played, None if there was nothing to say.
+        """
         return self._interrupt(by_server=False)
 
     def touch(self) -> None:
@@ -262,7 +270,7 @@ class LiveSession:
     def _gap(self, lane: str, samples: int) -> None:
         self._emit("audio_buffer.gap", lane=lane, samples=samples)
 
-    def _interrupt(self, by_server: bool) -> float:
+    def _interrupt(self, by_server: bool) -> float | None:
         now = self._loop.time()
         dropped = self._agent.clear(now, discard=by_server)
         speeches = self._playout.interrupt(dropped)
@@ -272,9 +280,9 @@ class LiveSession:
             self._emit("audio_buffer.cleared", lane="agent")
             self._figures.interrupted(now)
         self._timeline.mark("speech", "interrupt", now, by_server=by_server, speeches=len(speeches))
-        self._update_label(False, False)
+        self._update_label("none")
         self._ask()
-        return speeches[0].position if speeches else 0.0
+        return speeches[0].position if speeches else None
 
     # what is asked of the engine -------------------------------------------------------------------
 
@@ -321,7 +329,7 @@ class LiveSession:
         self._figures.tick(tick, now)
         self._report(tick, now)
         self._voice.update(voice)
-        self._update_label(tick.speech is not None, tick.starved)
+        self._update_label(agent_in(tick))
         self._barge_in(voice and self._label.talking)
         self._ask()
         if self._slot >= self._metrics_slot:
@@ -351,17 +359,15 @@ class LiveSession:
         self._timeline.mark("speech", f"speech {speech.id} ends", self._loop.time(), interrupted=interrupted)
         self._emit("agent.speak_ended", speech=speech.id, playback_position=position, interrupted=interrupted)
 
-    def _update_label(self, speaking: bool, starved: bool) -> None:
-        if state := self._label.update(speaking, starved, self._voice.value, self._playout.interrupted):
+    def _update_label(self, agent: Agent) -> None:
+        if state := self._label.update(agent, self._voice.value, self._playout.interrupted):
             self._timeline.mark("state", state, self._loop.time())
             self._emit("agent.state_updated", state=state)
 
     def _barge_in(self, overlap: bool) -> None:
         """Interrupt the agent once the user has spoken over it for long enough."""
         self._overlap_ticks = self._overlap_ticks + 1 if overlap else 0
-        if self._settings.server_barge_in and self._overlap_ticks >= _ticks(
-            self._settings.barge_in_seconds, self._clock.fps
-        ):
+        if self.server_barge_in and self._overlap_ticks >= _ticks(self._settings.barge_in_seconds, self._clock.fps):
             self._overlap_ticks = 0
             self._interrupt(by_server=True)
 

@@ -234,6 +234,8 @@ class Playout:
             speech.ended, speech.received = True, speech.played
         if self._ahead and self._ahead.spoken:
             self._ahead = self._without_speech(self._ahead)
+        elif self._ahead:  # at most the silence of a recording: the chunk stays as it is, but belongs to no speech
+            self._ahead.ticks[:] = [AgentTick(self._silence)] * len(self._ahead.ticks)
         if ended:
             self._rest_index = self._ahead.index if self._ahead else self._last_index + 1
         return ended

@@ -1,6 +1,6 @@
-"""What gateway and engine process say to each other.
+"""What the gateway and the processes that make pictures say to each other.
 
-Apart from the engine itself, so that the gateway need not load torch.
+Apart from these themselves, so that the gateway need not load torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from streamavatar.serving.clock import AGENT_RATE, USER_RATE
 
 if TYPE_CHECKING:
     from streamavatar.avatar import Precision
+
+VIDEO = "video.mp4"
+"""Name of an offline video in its folder."""
 
 
 @dataclass(frozen=True)

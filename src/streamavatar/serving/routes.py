@@ -14,20 +14,23 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response, 
 from fastapi.responses import FileResponse, JSONResponse
 from numpy.typing import NDArray
 
-from streamavatar import bundled
 from streamavatar.errors import UserError
 from streamavatar.serving import bodies
 from streamavatar.serving.clock import AGENT_RATE, USER_RATE
+from streamavatar.serving.engine_client import EngineDied
 from streamavatar.serving.events import serve_events
 from streamavatar.serving.faces import FORMATS, Face, Faces
-from streamavatar.serving.metrics import CONTENT_TYPE_LATEST, Metrics, engine_memory
+from streamavatar.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from streamavatar.serving.problems import ApiProblem, documented
+from streamavatar.serving.samples import samples
 from streamavatar.serving.security import bearer, ice_servers, same_secret
 from streamavatar.serving.sessions import Entry, Registry, states, summary
 from streamavatar.serving.settings import ServerSettings
 from streamavatar.serving.speech import synthesizers
 from streamavatar.serving.videos import Video, Videos
 from streamavatar.serving.voice import decode_audio, play, say
+
+_MEMORY_SECONDS = 2.0
 
 
 @dataclass
@@ -96,8 +99,10 @@ async def ready(house: HouseIn) -> JSONResponse:
 @plain.get("/metrics", response_class=Response)
 async def metrics(house: HouseIn) -> Response:
     """For Prometheus."""
-    registry = house.registry
-    text = house.metrics.text(states(registry.entries), registry.keeper.restarts, engine_memory())
+    registry, memory = house.registry, 0
+    with suppress(EngineDied, asyncio.TimeoutError):  # scraped while an engine starts, or hangs
+        memory = await asyncio.wait_for(registry.keeper.client.memory(), _MEMORY_SECONDS)
+    text = house.metrics.text(states(registry.entries), registry.keeper.restarts, memory)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -125,32 +130,21 @@ async def capacity(house: HouseIn) -> dict[str, Any]:
     }
 
 
-SAMPLES = {
-    "hello": ("We drove to the mountains", "agent"),
-    "question": ("Tell me about your weekend", "user"),
-}
-
-
 @plain.get("/v1/samples", response_model=bodies.SampleList)
-async def samples() -> dict[str, Any]:
-    """Recordings that ship, to try the avatar with."""
-    from streamavatar.media import read_audio
-
-    files = dict(zip(SAMPLES, bundled.conversation(), strict=True))
-    entries = [
-        {"id": name, "title": title, "lane": lane, "seconds": round(read_audio(files[name]).seconds, 2)}
-        for name, (title, lane) in SAMPLES.items()
-    ]
+async def list_samples() -> dict[str, Any]:
+    """Lines that ship, to try the avatar with: the agent's to be said, the user's to be heard."""
+    known = await asyncio.to_thread(samples)
+    entries = [{"id": s.id, "title": s.title, "lane": s.lane, "seconds": round(s.seconds, 2)} for s in known.values()]
     return {"samples": entries}
 
 
-@plain.get("/v1/samples/{sample}", response_class=FileResponse, responses=documented(404, 422))
-async def sample_file(sample: Name) -> FileResponse:
-    """One recording, FLAC."""
-    files = dict(zip(SAMPLES, bundled.conversation(), strict=True))
-    if sample not in files:
+@plain.get("/v1/samples/{sample}", response_class=Response, responses=documented(404, 422))
+async def sample_file(sample: Name) -> Response:
+    """One line, WAV."""
+    known = await asyncio.to_thread(samples)
+    if sample not in known:
         raise ApiProblem(404, "no_sample", f"there is no sample {sample!r}")
-    return FileResponse(files[sample], media_type="audio/flac")
+    return Response(known[sample].wav, media_type="audio/wav")
 
 
 # avatars ---------------------------------------------------------------------------------------------
@@ -332,8 +326,8 @@ async def text(body: bodies.Words, entry: EntryIn, house: HouseIn) -> dict[str, 
 @sessions.post("/{session}/interrupt", response_model=bodies.Interrupted)
 async def interrupt(entry: EntryIn) -> dict[str, Any]:
     """Stop speaking at once."""
-    speaking = entry.live.state == "talking" or entry.live.queued_seconds > 0
-    return {"playback_position": entry.live.interrupt(), "interrupted": speaking}
+    position = entry.live.interrupt()
+    return {"playback_position": position or 0.0, "interrupted": position is not None}
 
 
 @sessions.get("/{session}/trace")

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from streamavatar.errors import UserError
 from streamavatar.serving.clock import AGENT_RATE, AUDIO_CLOCK, VIDEO_CLOCK, MediaClock
 from streamavatar.serving.lanes import Int16
+from streamavatar.serving.reports import steady
 
 logger = logging.getLogger(__name__)
 
@@ -193,11 +194,12 @@ class Peer:
             raise UserError("an offer needs one audio or one video section, or one of each: add what is missing")
         if "video" in kinds:
             self._picture = PictureTrack()
-            self._connection.addTransceiver(self._picture, "sendonly")
+            steady(self._connection.addTransceiver(self._picture, "sendonly").sender, VIDEO_CLOCK)
         if "audio" in kinds:
             self._sound = SoundTrack()
             direction = "sendrecv" if self._microphone else "sendonly"
             transceiver = self._connection.addTransceiver(self._sound, direction)
+            steady(transceiver.sender, AUDIO_CLOCK)
             codecs = RTCRtpSender.getCapabilities("audio").codecs
             transceiver.setCodecPreferences([codec for codec in codecs if codec.mimeType == "audio/opus"])
 

@@ -108,7 +108,7 @@ class Registry:
         settings: limits.
         keeper: of the engine.
         faces: pictures by name.
-        metrics: told what sessions report.
+        metrics: told what happens in the sessions.
     """
 
     def __init__(self, settings: ServerSettings, keeper: Keeper, faces: Faces, metrics: Metrics) -> None:
@@ -164,7 +164,7 @@ class Registry:
             picture = await asyncio.to_thread(face.picture, info.height, info.width)
             outbound: list[Callable[[Event], None]] = []
             live = LiveSession(
-                self.metrics.metered(client),
+                client,
                 name,
                 picture,
                 seed=wish.seed,
@@ -175,6 +175,7 @@ class Registry:
                 ),
                 on_event=lambda event: outbound[0](event) if outbound else None,
                 phase=slot.phase if self.admission and self.admission.slots > 1 else None,
+                meter=self.metrics,
             )
             now = asyncio.get_running_loop().time()
             entry = Entry(name, secrets.token_urlsafe(24), address, slot, live, began=now, seen=now)
@@ -225,8 +226,6 @@ class Registry:
             self.admission.release(slot)
 
     def _event(self, entry: Entry, event: Event) -> None:
-        if event["type"] == "metrics":
-            self.metrics.session(entry.id, event)
         if event["type"] == "audio_buffer.cleared" and entry.feeder is not None:
             entry.feeder.cancel()
         if event["type"] == "session.state_updated" and event["state"] == "closed":
@@ -240,7 +239,6 @@ class Registry:
         logger.info("session %s ended: %s", entry.id, reason)
         self._entries.pop(entry.id, None)
         self._release(entry.slot)
-        self.metrics.forget(entry.id)
         if entry.feeder is not None:
             entry.feeder.cancel()
 

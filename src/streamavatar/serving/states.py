@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from streamavatar.serving.playout import Tick
+from streamavatar.serving.vad import audible
+
 State = Literal["idle", "listening", "talking", "interrupting"]
 Overlap = Literal["agent", "user"]
+Agent = Literal["voice", "pause", "none", "late"]
+"""What a tick holds of the agent: its voice, a pause inside a speech, no speech, or nothing since a chunk is late."""
 
 
 class Hysteresis:
@@ -26,9 +31,10 @@ class Hysteresis:
 class StateLabel:
     """Names the state of each tick.
 
-    The agent talks (`talking`) while a tick holds its speech, and for `hold` ticks of a pause inside one. After an
-    interruption the state is `interrupting` until the avatar rests. While both speak, `overlap` says who has the floor:
-    with "agent" the state is `talking`, with "user" it is `interrupting`.
+    The agent talks (`talking`) from the first tick in which it is heard, and for `hold` ticks of a pause inside its
+    speech; while a chunk is late, it does what it did. After an interruption the state is `interrupting` until the
+    avatar rests. While both speak, `overlap` says who has the floor: with "agent" the state is `talking`, with "user"
+    it is `interrupting`.
     """
 
     def __init__(self, overlap: Overlap, hold: int) -> None:
@@ -38,16 +44,16 @@ class StateLabel:
         self.talking = False
         self.state: State = "idle"
 
-    def update(self, speaking: bool, starved: bool, user: bool, interrupted: bool) -> State | None:
+    def update(self, agent: Agent, user: bool, interrupted: bool) -> State | None:
         """The new state, or None if it has not changed.
 
         Args:
-            speaking: the tick holds the agent's speech.
-            starved: it would, if more of it had come.
+            agent: what the tick holds of the agent.
             user: the user speaks.
             interrupted: the avatar has been interrupted and does not rest yet.
         """
-        self._pause = 0 if speaking else self._pause + 1 if starved else self._hold
+        if agent != "late":
+            self._pause = {"voice": 0, "pause": self._pause + 1, "none": self._hold}[agent]
         self.talking = talking = self._pause < self._hold
         state: State = "listening" if user else "idle"
         if interrupted or (talking and user and self._overlap == "user"):
@@ -58,3 +64,12 @@ class StateLabel:
             return None
         self.state = state
         return state
+
+
+def agent_in(tick: Tick) -> Agent:
+    """What a tick holds of the agent: the silence around and between the words of a recording is a pause."""
+    if tick.kind in ("repeat", "freeze"):
+        return "late"
+    if tick.speech is not None and audible(tick.samples):
+        return "voice"
+    return "pause" if tick.speech is not None or tick.starved else "none"

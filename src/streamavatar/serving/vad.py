@@ -28,6 +28,16 @@ QUIETEST = 0.004
 """Below this loudness (-48 dB of full scale) nothing is a voice."""
 
 
+def loudness(samples: Int16) -> float:
+    """Root mean square of int16 [S], as a part of full scale."""
+    return float(np.sqrt(np.mean((samples / 32768) ** 2))) if len(samples) else 0.0
+
+
+def audible(samples: Int16) -> bool:
+    """Whether there is anything to hear: enough for the agent's lane, whose pauses are silent."""
+    return loudness(samples) > QUIETEST
+
+
 class Vad(Protocol):
     """Takes the user's lane tick by tick."""
 
@@ -61,10 +71,9 @@ class EnergyVad:
         self._floor = QUIETEST
 
     def voice(self, samples: Int16) -> bool:
-        signal = samples.astype(np.float32) / 32768
-        loudness = float(np.sqrt(np.mean(signal * signal))) if len(signal) else 0.0
-        self._floor = max(QUIETEST / ABOVE_FLOOR, min(loudness, self._floor * FLOOR_RISE))
-        return loudness > max(QUIETEST, ABOVE_FLOOR * self._floor)
+        level = loudness(samples)
+        self._floor = max(QUIETEST / ABOVE_FLOOR, min(level, self._floor * FLOOR_RISE))
+        return level > max(QUIETEST, ABOVE_FLOOR * self._floor)
 
 
 def make_vad() -> Vad:

@@ -17,8 +17,8 @@ from streamavatar.engine import run_lanes
 from streamavatar.errors import UserError
 from streamavatar.media import VideoWriter
 from streamavatar.serving.clock import AGENT_RATE, USER_RATE
+from streamavatar.serving.protocol import VIDEO
 
-VIDEO = "video.mp4"
 RATES = {"agent": AGENT_RATE, "user": USER_RATE}
 
 

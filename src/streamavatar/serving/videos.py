@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamavatar.serving.problems import ApiProblem
-from streamavatar.serving.protocol import EngineSettings
-from streamavatar.serving.video_worker import VIDEO
+from streamavatar.serving.protocol import VIDEO, EngineSettings
 
 _LOOK_SECONDS = 0.5
 Status = Literal["working", "waiting", "done", "failed"]

@@ -149,7 +149,7 @@ class LightCodec(nn.Module):
         self.cell = geometry.spatial_stride // config.pool
         """Side of a block, in pixels of the shrunk picture."""
         channels, block = geometry.latent_channels, 3 * geometry.temporal_stride * self.cell**2
-        self.analysis = nn.Parameter(torch.randn(channels, block) / block**0.5)
+        self.analysis = nn.Parameter(torch.randn(channels, block).div_(block**0.5))
         self.synthesis = nn.Parameter(self.analysis.detach().t().clone())
         self.register_buffer("mean", torch.zeros(block))
         self.register_buffer("shift", torch.zeros(channels))

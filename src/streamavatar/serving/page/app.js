@@ -314,8 +314,7 @@ function showEngine(session) {
 async function showServer() {
   const capacity = await api.capacity();
   const { active, sessions, model, draining } = capacity;
-  const free = Math.max(0, sessions - active);
-  const places = draining ? "shutting down" : free > 0 ? `${free} of ${sessions} places free` : "full";
+  const places = draining ? "shutting down" : `${active} of ${sessions} ${sessions === 1 ? "place" : "places"} taken`;
   $("server").textContent = `${model} · ${places}`;
   figures.capacity(capacity);
   if (!capacity.speech) ui.noSynthesizer();
@@ -340,6 +339,7 @@ function bind() {
   $("stop").addEventListener("click", () => stop());
   $("microphone").addEventListener("click", toggleMicrophone);
   $("interrupt").addEventListener("click", interrupt);
+  $("barge-in").addEventListener("change", () => live?.bargeIn($("barge-in").checked));
   $("sound").addEventListener("click", () => ui.showSound($("video").muted));
   $("video").addEventListener("playing", onPicture);
   $("say-form").addEventListener("submit", (event) => (event.preventDefault(), say()));

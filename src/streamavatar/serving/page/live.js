@@ -47,6 +47,10 @@ export class Live {
     this.#events.send({ type: "client.metrics", ...figures });
   }
 
+  bargeIn(yes) {
+    this.#events.send({ type: "session.update", server_barge_in: yes });
+  }
+
   // The open socket is the quickest way; without it the ordinary call does the same.
   async interrupt() {
     if (!this.#events.send({ type: "agent.interrupt" })) await this.api.interrupt(this.session);

@@ -142,7 +142,6 @@ export function onFile(area, input, take) {
 }
 
 const ms = (seconds) => `${Math.round(1000 * seconds)} ms`;
-const sum = (counts) => Object.values(counts ?? { unknown: NaN }).reduce((all, count) => all + count, 0);
 
 // Label, value from what the server and the browser say, how to write it. Unknown values show a dash.
 const FIGURES = {
@@ -158,7 +157,7 @@ const FIGURES = {
   silence: ["Interrupt to silence", (all) => all.interrupt_to_silence_seconds, ms],
   queued: ["Speech queued", (all) => all.queued_seconds, (value) => `${value.toFixed(1)} s`],
   roundTrip: ["Round trip", (all) => all.roundTrip, ms],
-  late: ["Late chunks", (all) => sum(all.underrun_total), String],
+  late: ["Late chunks", (all) => all.underrun_total?.repeat + all.underrun_total?.freeze, String],
   dropped: ["Ticks dropped", (all) => all.dropped_ticks, String],
   repeated: ["Ticks repeated", (all) => all.repeated_ticks, String],
   lost: ["Packets lost", (all) => all.packetsLost, String],
