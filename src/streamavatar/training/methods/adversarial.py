@@ -55,8 +55,9 @@ class AdversarialMethod(Method):
         self, student: AvatarModel, teacher: AvatarModel, clips: LatentSet, window: int, config: AdversarialConfig
     ) -> None:
         trainable(student)
-        teacher.requires_grad_(False)
-        backbone = teacher.transformer.requires_grad_(True)
+        trainable(teacher)
+        teacher.audio.requires_grad_(False)
+        backbone = teacher.transformer
         self.discriminator = Discriminator(
             backbone, default_taps(backbone.config.layers), config.branches, config.width
         )
