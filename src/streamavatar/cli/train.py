@@ -1,4 +1,4 @@
-"""`streamavatar train`: run a recipe's stages; `--set` changes its settings."""
+"""`streamavatar train`: run a recipe's stages, or say what they would cost; `--set` changes its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamavatar.errors import UserError
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe: puppets, micro.")],
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe: default, puppets, micro, wan22_5b.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE if left out.")] = None,
     stages: Annotated[str, typer.Option(help="Comma-separated stages; all if left out.")] = "",
     changes: Annotated[
@@ -23,6 +23,12 @@ def train(
     ] = None,
     device: DeviceOption = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if left out.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print memory, work and days, and train nothing.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="How many GPUs --dry-run reckons with.")] = 1,
+    gpu: Annotated[str, typer.Option(help="Their kind: a100, h100, h200, b200, l40s, rtx4090.")] = "h100",
+    utilisation: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of their products per second that training reaches.")
+    ] = 0.4,
 ) -> None:
     """Train a model on this machine; run the same command again to go on after a stop."""
     import torch
@@ -41,7 +47,11 @@ def train(
     settings = RECIPES[recipe]()
     for change in changes or []:
         settings = _set(settings, change)
+    if dry_run:
+        _print_costs(settings, wanted, gpus, gpu, utilisation)
+        return
     where = torch_device(device)
+    _print_memory(settings, wanted)
     if threads:
         torch.set_num_threads(threads)
     folder = out or Path("runs") / recipe
@@ -59,6 +69,80 @@ def train(
         except OSError as error:
             raise UserError(f"{folder}: {error}; what is finished stays: mend that and run the same command") from error
     print(f"{folder}: done; the model is in {folder / 'model'}")
+
+
+def _print_costs(recipe: Any, stages: list[str], gpus: int, kind: str, utilisation: float) -> None:
+    """What `--dry-run` says: tables in Markdown."""
+    from streamavatar.training.estimate import GPUS, memory_of_both, recipe_cost
+
+    if kind not in GPUS:
+        raise UserError(f"no figures of GPU {kind!r}; there are: {', '.join(GPUS)}")
+    gpu, g = GPUS[kind], recipe.model.geometry
+    costs = recipe_cost(recipe, stages, gpus, gpu, utilisation)
+    print(
+        f"{recipe.model.name}: {g.width}x{g.height}, {g.tokens_per_latent} tokens per latent, windows of 1 + "
+        f"{recipe.window - 1} latents, {recipe.window * g.tokens_per_latent:,} tokens"
+    )
+    print(
+        f"{gpus} x {kind} ({gpu.gigabytes:g} GB, {gpu.tflops:g} TFLOP/s dense bf16), {utilisation:.0%} of that used\n"
+    )
+    print("| stage | network | parameters | trained |\n|---|---|---|---|")
+    for cost in costs:
+        for role in cost.roles:
+            print(f"| {cost.stage} | {role.name} | {_count(role.parameters)} | {_count(role.trained)} |")
+    names = ("weights", "gradients", "optimizer", "average", "given", "gathered")
+    print("\nMemory per GPU in GiB; activations of one clip, with blocks recomputed and with all kept:\n")
+    print(
+        "| stage | weights | gradients | optimiser | EMA | codec, sound | gathered | recomputed | kept | total | fits |"
+    )
+    print("|---" * 11 + "|")
+    for cost in costs:
+        if cost.memory is None:
+            continue
+        recomputed, kept = memory_of_both(recipe, cost.stage)
+        cells = [_gib(getattr(cost.memory, name)) for name in names]
+        fits = "yes" if cost.memory.total < gpu.gigabytes * 1e9 else "no"
+        cells += [_gib(recomputed), _gib(kept), _gib(cost.memory.total), fits]
+        print(f"| {cost.stage} | {' | '.join(cells)} |")
+    print(
+        f"\nThe total is with blocks {'recomputed' if recipe.checkpoint else 'kept'} (checkpoint={recipe.checkpoint}).\n"
+    )
+    print(
+        "| stage | steps | batch | clips per GPU | TFLOP per clip | PFLOP per step | days |\n|---|---|---|---|---|---|---|"
+    )
+    for cost in costs:
+        steps = f"{cost.steps:,}" if cost.memory else "-"
+        print(
+            f"| {cost.stage} | {steps} | {cost.batch:,} | {cost.clips_per_gpu:,} | {cost.flop / 1e12:,.4g} | "
+            f"{cost.batch * cost.flop / 1e15:,.4g} | {cost.seconds / 86400:,.3g} |"
+        )
+    print(f"\nTogether {sum(cost.seconds for cost in costs) / 86400:,.3g} days.")
+    if idle := [cost.stage for cost in costs if cost.batch < gpus]:
+        print(f"The batch is smaller than the number of GPUs, some are idle: {', '.join(idle)}.")
+    print(
+        "Speech, pictures and latents are made beside this and are not counted, nor is the training of a small codec."
+    )
+
+
+def _print_memory(recipe: Any, stages: list[str]) -> None:
+    """One line per stage before training starts."""
+    from streamavatar.training.estimate import recipe_cost
+
+    for cost in recipe_cost(recipe, [stage for stage in stages if stage != "pairs"]):
+        if cost.memory is not None:
+            states = cost.memory.weights + cost.memory.gradients + cost.memory.optimizer + cost.memory.average
+            work = cost.memory.activations * cost.batch
+            print(
+                f"{cost.stage}: weights and optimiser {_gib(states)} GiB, activations of a batch up to {_gib(work)} GiB"
+            )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f}" if size >= 2**30 else f"{size / 2**30:.2f}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
 def _set(settings: Any, change: str) -> Any:
@@ -82,8 +166,11 @@ def _replaced(settings: Any, path: list[str], value: Any) -> Any:
     if path[0] not in names:
         raise ValueError(f"no setting {path[0]!r}; there are: {', '.join(names) or 'none below this one'}")
     inner = getattr(settings, path[0])
+    optional = "None" in str(next(f.type for f in fields(settings) if f.name == path[0]))
     if path[1:]:
         value = _replaced(inner, path[1:], value)
+    elif value is None and optional:
+        pass  # leaves a stage out
     elif type(value) is not type(inner) and not (isinstance(inner, float) and type(value) is int):
         raise ValueError(f"{path[0]} is {inner!r}; give a value of that kind")
     return replace(settings, **{path[0]: value})

@@ -26,7 +26,7 @@ class AdversarialConfig:
     """The paper's choices where known, AAPT's constants elsewhere, and the ablation of the branches.
 
     Attributes:
-        branches: "full", "pooled" (a global branch without the reference's question), "local".
+        branches: "full", "pooled" (a global branch without the reference's question), "local", "single" (one logit).
         global_weight: of the global branch in both losses.
         penalty_weight, penalty_sd: of the finite-difference R1 and R2.
         width: of a latent's feature in the discriminator.
@@ -116,5 +116,6 @@ class _Judge:
 
 
 def _margin(winner: Logits, loser: Logits) -> Tensor:
-    """How far the per-latent logits are apart."""
-    return (winner.local - loser.local).mean().detach()
+    """How far the per-latent logits (the clip's where there are none) are apart."""
+    pairs = [(a, b) for a, b in zip(winner, loser, strict=True) if a is not None and b is not None]
+    return (pairs[0][0] - pairs[0][1]).mean().detach()
