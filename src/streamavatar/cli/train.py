@@ -51,10 +51,10 @@ def train(
         _print_costs(settings, wanted, gpus, gpu, utilisation)
         return
     where = torch_device(device)
-    _print_memory(settings, wanted)
     if threads:
         torch.set_num_threads(threads)
     folder = out or Path("runs") / recipe
+    _print_memory(settings, wanted, folder)
     columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[text]}"), console=console()) as progress:
         tasks: dict[str, Any] = {}
@@ -73,68 +73,65 @@ def train(
 
 def _print_costs(recipe: Any, stages: list[str], gpus: int, kind: str, utilisation: float) -> None:
     """What `--dry-run` says: tables in Markdown."""
-    from streamavatar.training.estimate import GPUS, memory_of_both, recipe_cost
+    from streamavatar.training.estimate import GPUS, activations_of_both, recipe_cost
 
     if kind not in GPUS:
         raise UserError(f"no figures of GPU {kind!r}; there are: {', '.join(GPUS)}")
-    gpu, g = GPUS[kind], recipe.model.geometry
+    gpu, g, tokens = GPUS[kind], recipe.model.geometry, recipe.model.geometry.tokens_per_latent
     costs = recipe_cost(recipe, stages, gpus, gpu, utilisation)
-    print(
-        f"{recipe.model.name}: {g.width}x{g.height}, {g.tokens_per_latent} tokens per latent, windows of 1 + "
-        f"{recipe.window - 1} latents, {recipe.window * g.tokens_per_latent:,} tokens"
-    )
-    print(
-        f"{gpus} x {kind} ({gpu.gigabytes:g} GB, {gpu.tflops:g} TFLOP/s dense bf16), {utilisation:.0%} of that used\n"
-    )
-    print("| stage | network | parameters | trained |\n|---|---|---|---|")
+    print(f"{recipe.model.name}, {g.width}x{g.height}, {tokens} tokens per latent")
+    print(f"windows of 1 + {recipe.window - 1} latents, {recipe.window * tokens:,} tokens")
+    print(f"{gpus} x {kind}: {gpu.gigabytes:g} GB, {gpu.tflops:g} TFLOP/s dense bf16, {utilisation:.0%} of it reached")
+    roles = [(c.stage, r.name, _count(r.parameters), _count(r.trained)) for c in costs for r in c.roles]
+    _print_table(("stage", "network", "parameters", "trained"), roles)
+
+    parts = ("weights", "gradients", "optimizer", "average", "given", "gathered")
+    rows = []
     for cost in costs:
-        for role in cost.roles:
-            print(f"| {cost.stage} | {role.name} | {_count(role.parameters)} | {_count(role.trained)} |")
-    names = ("weights", "gradients", "optimizer", "average", "given", "gathered")
-    print("\nMemory per GPU in GiB; activations of one clip, with blocks recomputed and with all kept:\n")
-    print(
-        "| stage | weights | gradients | optimiser | EMA | codec, sound | gathered | recomputed | kept | total | fits |"
-    )
-    print("|---" * 11 + "|")
-    for cost in costs:
-        if cost.memory is None:
-            continue
-        recomputed, kept = memory_of_both(recipe, cost.stage)
-        cells = [_gib(getattr(cost.memory, name)) for name in names]
-        fits = "yes" if cost.memory.total < gpu.gigabytes * 1e9 else "no"
-        cells += [_gib(recomputed), _gib(kept), _gib(cost.memory.total), fits]
-        print(f"| {cost.stage} | {' | '.join(cells)} |")
-    print(
-        f"\nThe total is with blocks {'recomputed' if recipe.checkpoint else 'kept'} (checkpoint={recipe.checkpoint}).\n"
-    )
-    print(
-        "| stage | steps | batch | clips per GPU | TFLOP per clip | PFLOP per step | days |\n|---|---|---|---|---|---|---|"
-    )
-    for cost in costs:
-        steps = f"{cost.steps:,}" if cost.memory else "-"
-        print(
-            f"| {cost.stage} | {steps} | {cost.batch:,} | {cost.clips_per_gpu:,} | {cost.flop / 1e12:,.4g} | "
-            f"{cost.batch * cost.flop / 1e15:,.4g} | {cost.seconds / 86400:,.3g} |"
+        if cost.memory is not None:
+            both = activations_of_both(recipe, cost.stage)
+            sizes = [*(getattr(cost.memory, part) for part in parts), *both, cost.memory.total]
+            fits = "yes" if cost.memory.total < gpu.gigabytes * 1e9 else "no"
+            rows.append((cost.stage, *map(_gib, sizes), fits))
+    which = "recomputed" if recipe.checkpoint else "kept"
+    print(f"\nGiB on each GPU; activations of one clip, blocks recomputed or kept; the total is with blocks {which}")
+    names = ("weights", "gradients", "optimiser", "EMA", "codec, sound", "gathered", "recomputed", "kept")
+    _print_table(("stage", *names, "total", "fits"), rows)
+
+    times = [
+        (
+            cost.stage,
+            f"{cost.steps:,}",
+            f"{cost.batch:,}",
+            f"{cost.clips_per_gpu:,}",
+            f"{cost.flop / 1e12:,.4g}",
+            f"{cost.batch * cost.flop / 1e15:,.4g}",
+            f"{cost.seconds / 86400:,.3g}",
         )
-    print(f"\nTogether {sum(cost.seconds for cost in costs) / 86400:,.3g} days.")
+        for cost in costs
+    ]
+    _print_table(("stage", "steps", "batch", "clips per GPU", "TFLOP per clip", "PFLOP per step", "days"), times)
+    print(f"\n{sum(cost.seconds for cost in costs) / 86400:,.3g} days; making data, codec and encoder is not counted")
     if idle := [cost.stage for cost in costs if cost.batch < gpus]:
-        print(f"The batch is smaller than the number of GPUs, some are idle: {', '.join(idle)}.")
-    print(
-        "Speech, pictures and latents are made beside this and are not counted, nor is the training of a small codec."
-    )
+        print(f"fewer clips in a batch than GPUs, so that some are idle: {', '.join(idle)}")
 
 
-def _print_memory(recipe: Any, stages: list[str]) -> None:
-    """One line per stage before training starts."""
+def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    print()
+    for row in (head, ("---",) * len(head), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
+def _print_memory(recipe: Any, stages: list[str], folder: Path) -> None:
+    """What the stages that are to come need, before they start."""
     from streamavatar.training.estimate import recipe_cost
 
-    for cost in recipe_cost(recipe, [stage for stage in stages if stage != "pairs"]):
-        if cost.memory is not None:
-            states = cost.memory.weights + cost.memory.gradients + cost.memory.optimizer + cost.memory.average
-            work = cost.memory.activations * cost.batch
-            print(
-                f"{cost.stage}: weights and optimiser {_gib(states)} GiB, activations of a batch up to {_gib(work)} GiB"
-            )
+    left = [stage for stage in stages if stage != "pairs" and not (folder / stage / "DONE").exists()]
+    for cost in recipe_cost(recipe, left):
+        if (memory := cost.memory) is not None:
+            states = memory.weights + memory.gradients + memory.optimizer + memory.average
+            work = _gib(memory.activations * cost.batch)
+            print(f"{cost.stage}: weights and optimiser {_gib(states)} GiB, activations of a batch {work} GiB")
 
 
 def _gib(size: float) -> str:

@@ -327,7 +327,7 @@ def activations_of(recipe: Recipe, stage: str) -> float:
     return layers * max(4 * whole_kept, rolled + context + whole_kept) + whole.peak
 
 
-def memory_of_both(recipe: Recipe, stage: str) -> tuple[float, float]:
+def activations_of_both(recipe: Recipe, stage: str) -> tuple[float, float]:
     """Bytes of a clip's activations with blocks recomputed, and with all kept."""
     both = [activations_of(replace(recipe, checkpoint=checkpoint), stage) for checkpoint in (True, False)]
     return both[0], both[1]

@@ -288,7 +288,12 @@ def decoder_stage(run: Run) -> None:
 
 def clips_stage(run: Run) -> None:
     """Render the training clips to latents and features."""
-    recipe = run.recipe
+    recipe, geometry = run.recipe, run.recipe.model.geometry
+    if recipe.source is None and geometry.height != geometry.width:
+        raise UserError(
+            f"puppets are drawn as squares, and this model's pictures are {geometry.width}x{geometry.height}: "
+            "give a folder of shards with --set data=FOLDER"
+        )
     source = run.folder / "clips-model"
     if recipe.audio is None and recipe.decoder is None:
         source = Path(recipe.start)
