@@ -269,10 +269,12 @@ class Kept:
     peak: int
 
 
-def block_memory(recipe: Recipe, latents: int, keys: int) -> Kept:
-    """Measured on the meta device; `latents` latents that see `keys`."""
+def block_memory(recipe: Recipe, latents: int, keys: int, *, frozen: bool = False) -> Kept:
+    """Measured on the meta device; `latents` latents that see `keys`. Frozen weights need less of the inputs."""
     g, config = recipe.model.geometry, recipe.model.transformer
     model = _model(recipe, 1).bfloat16()
+    if frozen:
+        model.requires_grad_(False)
     half = {"dtype": torch.bfloat16, "device": META}
     shape = (1, latents, recipe.model.audio.tokens, config.audio_dim)
     tokens = torch.empty(shape, requires_grad=True, **half)  # type: ignore[call-overload]
@@ -312,7 +314,8 @@ def activations_of(recipe: Recipe, stage: str) -> float:
     window = sum(len(recipe.model.geometry.chunk_span(c)) for c in passes.positions.window(passes.chunks).chunks)
     whole = block_memory(recipe, recipe.window, recipe.window)
     chunk = block_memory(recipe, size, window)
-    whole_kept, chunk_kept = (k.input if recipe.checkpoint else k.graph for k in (whole, chunk))
+    judge = block_memory(recipe, recipe.window, recipe.window, frozen=True)
+    whole_kept, chunk_kept, judge_kept = (k.input if recipe.checkpoint else k.graph for k in (whole, chunk, judge))
     rolled = passes.chunks * chunk_kept  # a graph per chunk, until the loss
     context = 2 * whole.input  # keys and values of all chunks, which the graphs or the replay still need
     if stage == "teacher" and not recipe.teaching.causal:
@@ -321,7 +324,7 @@ def activations_of(recipe: Recipe, stage: str) -> float:
         return layers * (rolled + context) + chunk.peak
     if stage == "sid":
         replayed = recipe.distillation.grad_mode == "replay"
-        scores = 0 if recipe.distillation.objective == "dmd" else 3 * whole_kept
+        scores = 0 if recipe.distillation.objective == "dmd" else 2 * judge_kept + whole_kept
         student = layers * ((0 if replayed else rolled) + context + scores) + whole.peak
         return max(student, layers * whole_kept + whole.peak)
     return layers * max(4 * whole_kept, rolled + context + whole_kept) + whole.peak
