@@ -163,11 +163,24 @@ def _replaced(settings: Any, path: list[str], value: Any) -> Any:
     if path[0] not in names:
         raise ValueError(f"no setting {path[0]!r}; there are: {', '.join(names) or 'none below this one'}")
     inner = getattr(settings, path[0])
-    optional = "None" in str(next(f.type for f in fields(settings) if f.name == path[0]))
+    kind = str(next(f.type for f in fields(settings) if f.name == path[0]))
     if path[1:]:
         value = _replaced(inner, path[1:], value)
-    elif value is None and optional:
+    elif value is None and "None" in kind:
         pass  # leaves a stage out
+    elif isinstance(value, dict) and kind == "TrainConfig | None":
+        value = _optimiser(value)
     elif type(value) is not type(inner) and not (isinstance(inner, float) and type(value) is int):
         raise ValueError(f"{path[0]} is {inner!r}; give a value of that kind")
     return replace(settings, **{path[0]: value})
+
+
+def _optimiser(values: dict[str, Any]) -> Any:
+    """The settings of a stage that the recipe leaves out."""
+    from streamavatar.training.trainer import TrainConfig
+
+    try:
+        return TrainConfig(**values)
+    except TypeError as error:
+        names = ", ".join(f.name for f in fields(TrainConfig))
+        raise ValueError(f"{error}; give steps, and any of: {names}") from error
