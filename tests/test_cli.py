@@ -272,3 +272,59 @@ def test_train_on_a_full_disk_says_so(run: Run, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(stages.Run, "run", full)
     status, _, err = run("train", "micro", "--out", tmp_path / "run")
     assert (status, "No space left" in err, len(err.strip().splitlines())) == (2, True, 1), err
+
+
+def test_train_dry_run_prints_tables_and_trains_nothing(run: Run, tmp_path: Path) -> None:
+    words = ["train", "micro", "--dry-run", "--gpus", 2, "--gpu", "a100", "--out", tmp_path / "run"]
+    status, out, err = run(*words)
+    assert status == 0, err
+    for text in ("| sid | fake score |", "2 x a100: 80 GB, 312 TFLOP/s", "| adversarial | 4 | 2 | 1 |", "days"):
+        assert text in out, text
+    assert not (tmp_path / "run").exists()
+    status, out, err = run(*words, "--set", "sid=null", "--set", 'causal={"steps":4,"batch":2}')
+    assert (status, "| sid |" in out, "| pairs |" in out) == (0, False, True), err
+    status, _, err = run("train", "micro", "--dry-run", "--gpu", "abacus")
+    assert (status, "h100" in err) == (2, True)
+
+
+def test_every_ablation_of_the_docs_is_a_setting() -> None:
+    """The values in the docs' table are taken by the settings that it names."""
+    from streamavatar.cli.train import _set
+    from streamavatar.recipes import RECIPES
+
+    for change in (
+        "model.context.sink=none",
+        "model.context.sink=reference",
+        "model.context.rapr=false",
+        "model.context.cap=10",
+        "model.context.cap_on=start",
+        "model.context.cache_mode=clean",
+        "model.schedule.sigmas=[1.0]",
+        "model.schedule.sigmas=[1.0,0.85,0.7,0.5]",
+        "model.schedule.sigmas=[1.0,0.909,0.714]",
+        "distillation.objective=dmd",
+        "sid=null",
+        "distillation.forcing=teacher",
+        "distillation.grad_mode=replay",
+        "distillation.last_chunks=2",
+        "refinement.branches=single",
+        "refinement.branches=pooled",
+        "refinement.branches=local",
+        "adversarial=null",
+        "model.audio.mask=waveform",
+        'causal={"steps":4,"batch":2}',
+        "teaching.loss=velocity",
+        "lora.rank=128",
+    ):
+        path, _, value = change.partition("=")
+        found: object = _set(RECIPES["micro"](), change)
+        for name in path.split("."):
+            found = getattr(found, name)
+        try:
+            expected = json.loads(value)
+        except json.JSONDecodeError:
+            expected = value
+        if isinstance(expected, dict):
+            assert {name: getattr(found, name) for name in expected} == expected
+        else:
+            assert found == (tuple(expected) if isinstance(expected, list) else expected), change

@@ -44,4 +44,4 @@ def solver_sigmas(steps: int, shift: float) -> Tensor:
     """Falling noise levels of a multi-step solver, [steps + 1], from 1 to 0, evenly spaced before the shift."""
     if steps < 1:
         raise ValueError(f"schedule: a solver needs at least one step, got {steps}")
-    return shift_sigma(torch.linspace(1.0, 0.0, steps + 1), shift)
+    return shift_sigma(torch.linspace(1.0, 0.0, steps + 1, device="cpu"), shift)

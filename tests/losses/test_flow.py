@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from streamavatar.losses.flow import sample_loss
+from streamavatar.losses.flow import sample_loss, velocity_loss
+from streamavatar.schedule import add_noise, sample_from_velocity
 
 
 def clips() -> tuple[Tensor, Tensor]:
@@ -54,3 +55,18 @@ def test_nothing_counts() -> None:
 def test_low_precision_is_summed_in_float32() -> None:
     estimate, x0 = (x.bfloat16() for x in clips())
     assert sample_loss(estimate, x0, torch.ones(3, 5)).dtype == torch.float32
+
+
+def test_the_velocity_s_error_is_the_sample_s_over_sigma_squared() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(2, 3, 4, 2, 2, generator=generator) for _ in range(2))
+    sigma = torch.tensor([[0.0, 0.3, 0.3, 0.9], [0.0, 0.5, 0.0, 1.0]])
+    x = add_noise(x0, noise, sigma)
+    velocity = noise - x0 + torch.randn(x0.shape, generator=generator)
+    estimate = sample_from_velocity(x, velocity, sigma)
+    noisy = sigma > 0
+    error = (velocity - (noise - x0)).square().mean(dim=(1, 3, 4))
+    torch.testing.assert_close(velocity_loss(estimate, x0, sigma), error[noisy].mean())
+    weight = torch.rand(2, 4, 2, 2, generator=generator)
+    spread = (velocity - (noise - x0)).square().mean(1) * weight
+    torch.testing.assert_close(velocity_loss(estimate, x0, sigma, weight), spread[noisy].sum() / weight[noisy].sum())

@@ -1,4 +1,4 @@
-"""`streamavatar train`: run a recipe's stages; `--set` changes its settings."""
+"""`streamavatar train`: run a recipe's stages, or say what they would cost; `--set` changes its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamavatar.errors import UserError
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe: puppets, micro.")],
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe: default, puppets, micro, wan22_5b.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE if left out.")] = None,
     stages: Annotated[str, typer.Option(help="Comma-separated stages; all if left out.")] = "",
     changes: Annotated[
@@ -23,6 +23,12 @@ def train(
     ] = None,
     device: DeviceOption = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if left out.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print memory, work and days, and train nothing.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="How many GPUs --dry-run reckons with.")] = 1,
+    gpu: Annotated[str, typer.Option(help="Their kind: a100, h100, h200, b200, l40s, rtx4090.")] = "h100",
+    utilisation: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of their products per second that training reaches.")
+    ] = 0.4,
 ) -> None:
     """Train a model on this machine; run the same command again to go on after a stop."""
     import torch
@@ -41,10 +47,14 @@ def train(
     settings = RECIPES[recipe]()
     for change in changes or []:
         settings = _set(settings, change)
+    if dry_run:
+        _print_costs(settings, wanted, gpus, gpu, utilisation)
+        return
     where = torch_device(device)
     if threads:
         torch.set_num_threads(threads)
     folder = out or Path("runs") / recipe
+    _print_memory(settings, wanted, folder)
     columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[text]}"), console=console()) as progress:
         tasks: dict[str, Any] = {}
@@ -59,6 +69,77 @@ def train(
         except OSError as error:
             raise UserError(f"{folder}: {error}; what is finished stays: mend that and run the same command") from error
     print(f"{folder}: done; the model is in {folder / 'model'}")
+
+
+def _print_costs(recipe: Any, stages: list[str], gpus: int, kind: str, utilisation: float) -> None:
+    """What `--dry-run` says: tables in Markdown."""
+    from streamavatar.training.estimate import GPUS, activations_of_both, recipe_cost
+
+    if kind not in GPUS:
+        raise UserError(f"no figures of GPU {kind!r}; there are: {', '.join(GPUS)}")
+    gpu, g, tokens = GPUS[kind], recipe.model.geometry, recipe.model.geometry.tokens_per_latent
+    costs = recipe_cost(recipe, stages, gpus, gpu, utilisation)
+    print(f"{recipe.model.name}, {g.width}x{g.height}, {tokens} tokens per latent")
+    print(f"windows of 1 + {recipe.window - 1} latents, {recipe.window * tokens:,} tokens")
+    print(f"{gpus} x {kind}: {gpu.gigabytes:g} GB, {gpu.tflops:g} TFLOP/s dense bf16, {utilisation:.0%} of it reached")
+    roles = [(c.stage, r.name, _count(r.parameters), _count(r.trained)) for c in costs for r in c.roles]
+    _print_table(("stage", "network", "parameters", "trained"), roles)
+
+    parts = ("weights", "gradients", "optimizer", "average", "given", "gathered")
+    rows = []
+    for cost in costs:
+        if cost.memory is not None:
+            both = activations_of_both(recipe, cost.stage)
+            sizes = [*(getattr(cost.memory, part) for part in parts), *both, cost.memory.total]
+            fits = "yes" if cost.memory.total < gpu.gigabytes * 1e9 else "no"
+            rows.append((cost.stage, *map(_gib, sizes), fits))
+    which = "recomputed" if recipe.checkpoint else "kept"
+    print(f"\nGiB on each GPU; activations of one clip, blocks recomputed or kept; the total is with blocks {which}")
+    names = ("weights", "gradients", "optimiser", "EMA", "codec, sound", "gathered", "recomputed", "kept")
+    _print_table(("stage", *names, "total", "fits"), rows)
+
+    times = [
+        (
+            cost.stage,
+            f"{cost.steps:,}",
+            f"{cost.batch:,}",
+            f"{cost.clips_per_gpu:,}",
+            f"{cost.flop / 1e12:,.4g}",
+            f"{cost.batch * cost.flop / 1e15:,.4g}",
+            f"{cost.seconds / 86400:,.3g}",
+        )
+        for cost in costs
+    ]
+    _print_table(("stage", "steps", "batch", "clips per GPU", "TFLOP per clip", "PFLOP per step", "days"), times)
+    print(f"\n{sum(cost.seconds for cost in costs) / 86400:,.3g} days; making data, codec and encoder is not counted")
+    if idle := [cost.stage for cost in costs if cost.batch < gpus]:
+        print(f"fewer clips in a batch than GPUs, so that some are idle: {', '.join(idle)}")
+
+
+def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    print()
+    for row in (head, ("---",) * len(head), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
+def _print_memory(recipe: Any, stages: list[str], folder: Path) -> None:
+    """What the stages that are to come need, before they start."""
+    from streamavatar.training.estimate import recipe_cost
+
+    left = [stage for stage in stages if stage != "pairs" and not (folder / stage / "DONE").exists()]
+    for cost in recipe_cost(recipe, left):
+        if (memory := cost.memory) is not None:
+            states = memory.weights + memory.gradients + memory.optimizer + memory.average
+            work = _gib(memory.activations * cost.batch)
+            print(f"{cost.stage}: weights and optimiser {_gib(states)} GiB, activations of a batch {work} GiB")
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f}" if size >= 2**30 else f"{size / 2**30:.2f}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
 def _set(settings: Any, change: str) -> Any:
@@ -82,8 +163,24 @@ def _replaced(settings: Any, path: list[str], value: Any) -> Any:
     if path[0] not in names:
         raise ValueError(f"no setting {path[0]!r}; there are: {', '.join(names) or 'none below this one'}")
     inner = getattr(settings, path[0])
+    kind = str(next(f.type for f in fields(settings) if f.name == path[0]))
     if path[1:]:
         value = _replaced(inner, path[1:], value)
+    elif value is None and "None" in kind:
+        pass  # leaves a stage out
+    elif isinstance(value, dict) and kind == "TrainConfig | None":
+        value = _optimiser(value)
     elif type(value) is not type(inner) and not (isinstance(inner, float) and type(value) is int):
         raise ValueError(f"{path[0]} is {inner!r}; give a value of that kind")
     return replace(settings, **{path[0]: value})
+
+
+def _optimiser(values: dict[str, Any]) -> Any:
+    """The settings of a stage that the recipe leaves out."""
+    from streamavatar.training.trainer import TrainConfig
+
+    try:
+        return TrainConfig(**values)
+    except TypeError as error:
+        names = ", ".join(f.name for f in fields(TrainConfig))
+        raise ValueError(f"{error}; give steps, and any of: {names}") from error

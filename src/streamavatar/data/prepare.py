@@ -150,7 +150,7 @@ def clip_latents(model: AvatarModel, clip: Clip | Window) -> LatentSet:
     frames = len(clip.frames) - AFTER
     lead = (model.audio.history + BEFORE) * size
     lanes = [
-        torch.from_numpy(np.concatenate((before, lane)))[None, len(before) - lead :]
+        torch.from_numpy(np.concatenate((np.zeros(max(0, lead - len(before)), np.float32), before[-lead:], lane)))[None]
         for before, lane in ((clip.agent_before, clip.agent), (clip.user_before, clip.user))
     ]
     with torch.no_grad():

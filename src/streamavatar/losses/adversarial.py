@@ -7,6 +7,8 @@ attention and sharded parameters do not have; the finite difference lam * |D(x) 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,18 +21,21 @@ def relativistic(winner: Logits, loser: Logits, global_weight: float = 1.0) -> T
 
     The discriminator minimises `relativistic(real, fake)`, the generator `relativistic(fake, real)`.
     """
-    loss = functional.softplus(-(winner.local - loser.local)).mean()
-    if winner.overall is not None and loser.overall is not None:
-        loss = loss + global_weight * functional.softplus(-(winner.overall - loser.overall)).mean()
-    return loss
+    return _over_branches(winner, loser, lambda difference: functional.softplus(-difference).mean(), global_weight)
 
 
 def penalty(logits: Logits, disturbed: Logits) -> Tensor:
     """Mean squared change of the logits under a small disturbance of the input: R1 on real clips, R2 on fake ones."""
-    change = (logits.local - disturbed.local).square().mean()
-    if logits.overall is not None and disturbed.overall is not None:
-        change = change + (logits.overall - disturbed.overall).square().mean()
-    return change
+    return _over_branches(logits, disturbed, lambda difference: difference.square().mean())
+
+
+def _over_branches(a: Logits, b: Logits, term: Callable[[Tensor], Tensor], global_weight: float = 1.0) -> Tensor:
+    """The sum of a term of the branches' differences a - b."""
+    total = torch.zeros((), device=next(x for x in a if x is not None).device)
+    for left, right, weight in ((a.local, b.local, 1.0), (a.overall, b.overall, global_weight)):
+        if left is not None and right is not None:
+            total = total + weight * term(left - right)
+    return total
 
 
 def disturb(x: Tensor, sd: float, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,11 @@
-"""Flow matching as regression of the clean sample (paper, 1.6; equal to the velocity loss times sigma squared)."""
+"""Flow matching: regression of the velocity (paper, 1.6), or of the clean sample, which is that times sigma squared."""
 
 from __future__ import annotations
 
 from torch import Tensor
+
+SMALLEST = 1e-3
+"""Noise levels below this count as this much, in float32 their velocities mean nothing."""
 
 
 def sample_loss(estimate: Tensor, x0: Tensor, keep: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -19,3 +22,20 @@ def sample_loss(estimate: Tensor, x0: Tensor, keep: Tensor, weight: Tensor | Non
     share = keep[:, :, None, None] if weight is None else keep[:, :, None, None] * weight
     error = (estimate - x0).float().square().mean(1)
     return (error * share).sum() / share.expand_as(error).sum().clamp_min(1e-6)
+
+
+def velocity_loss(estimate: Tensor, x0: Tensor, sigma: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of the velocity over the latents that were noisy, from an estimate of x0.
+
+    The velocities of two samples that explain the same noisy one differ by the samples' difference over sigma.
+
+    Args:
+        estimate, x0: [B, C, T, H, W].
+        sigma: noise levels [B, T]; 0 where a latent was given clean, which does not count.
+        weight: see :func:`sample_loss`.
+    """
+    share = (sigma > 0).to(sigma.dtype) / sigma.clamp_min(SMALLEST).square()
+    error = (estimate - x0).float().square().mean(1) * share[:, :, None, None]
+    counts = (sigma > 0).to(error.dtype)[:, :, None, None]
+    counts = counts if weight is None else counts * weight
+    return (error * counts).sum() / counts.expand_as(error).sum().clamp_min(1e-6)

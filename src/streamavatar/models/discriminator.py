@@ -17,13 +17,13 @@ from streamavatar.models.transformer import Conditions, RMSNorm, Transformer, ti
 from streamavatar.ops.attention import attention
 from streamavatar.schedule import TIMESTEPS
 
-Branches = Literal["local", "pooled", "full"]
+Branches = Literal["single", "local", "pooled", "full"]
 
 
 class Logits(NamedTuple):
-    """What a discriminator says of clips: per latent [B, T - 1], and per clip [B] where it has a global branch."""
+    """What a discriminator says of clips: per latent [B, T - 1] and per clip [B], where it has such a branch."""
 
-    local: Tensor
+    local: Tensor | None
     overall: Tensor | None
 
 
@@ -44,7 +44,7 @@ class CrossAttention(nn.Module):
 
 
 class QFormer(nn.Module):
-    """One learnt query gathers the tokens of each latent: [B, T * N, dim] to [B, T, dim]."""
+    """One learnt query gathers the tokens of each latent, or of the whole clip: [B, T * N, dim] to [B, T, dim]."""
 
     def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -68,7 +68,9 @@ class Discriminator(nn.Module):
     Args:
         backbone: a copy of the teacher's transformer, trained here.
         taps: blocks (0-based) after which features are taken.
-        branches: "full"; "pooled" replaces the reference's question by a mean over time; "local" has no global branch.
+        branches: "full"; "pooled" replaces the reference's question by a mean over time; "local" has no global branch;
+            "single" is the plain discriminator of the paper's ablation: at each depth one register token gathers the
+            whole clip, and there is one logit.
         width: of a latent's feature.
     """
 
@@ -83,7 +85,8 @@ class Discriminator(nn.Module):
         self.backbone, self.taps, self.branches = backbone, taps, branches
         self.formers = nn.ModuleList(QFormer(dim, heads, eps) for _ in taps)
         self.merge = nn.Sequential(nn.LayerNorm(len(taps) * dim, eps), nn.Linear(len(taps) * dim, width))
-        self.local = nn.Linear(width, 1)
+        if branches != "single":
+            self.local = nn.Linear(width, 1)
         if branches == "full":
             self.ask = CrossAttention(width, max(1, width // config.head_dim), eps)
         if branches != "local":
@@ -97,10 +100,12 @@ class Discriminator(nn.Module):
             sigma: [B, T], what the backbone is told of the noise; 0 for the reference.
             conditions: as the teacher's.
         """
-        latents = x.shape[2]
+        latents = 1 if self.branches == "single" else x.shape[2]
         tapped = self.backbone.tap(x, TIMESTEPS * sigma, conditions, self.taps)
         gathered = [former(tokens, latents) for former, tokens in zip(self.formers, tapped, strict=True)]
         features = self.merge(torch.cat(gathered, dim=-1))
+        if self.branches == "single":
+            return Logits(None, self.overall(features[:, 0])[:, 0].float())
         local = self.local(features[:, 1:])[..., 0].float()
         if self.branches == "local":
             return Logits(local, None)

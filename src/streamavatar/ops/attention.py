@@ -41,7 +41,7 @@ def choose(capability: tuple[int, int], has_fa3: bool) -> Kernel:
 
 @contextmanager
 def using(kernel: Kernel | None) -> Iterator[None]:
-    """Take this kernel on GPUs, for all threads; None lets the compute capability decide."""
+    """Take this kernel on GPUs ("flash" also on the meta device), for all threads; None: what the capability says."""
     global _override
     before, _override = _override, kernel
     try:
@@ -61,6 +61,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     Returns:
         [B, heads, N, head_dim].
     """
+    if q.device.type == "meta" and _override == "flash":  # sizes and work as on a GPU, where scores are never stored
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
     kernel = kernel_for(q.device) if q.device.type == "cuda" else "plain"
     if kernel == "fa3" and (mask is not None or q.dtype == torch.float32):
         kernel = "cudnn"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,12 +25,13 @@ from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.ops.precision import half_is_fast
 from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
+from streamavatar.training.lora import LoraConfig, adapted, halve, merge
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.audio import AudioMethod
 from streamavatar.training.methods.codec import DecoderMethod, fit_flow, fit_linear
 from streamavatar.training.methods.ode import OdeMethod, trajectories
 from streamavatar.training.methods.sid import SidConfig, SidMethod
-from streamavatar.training.methods.teacher import TeacherMethod
+from streamavatar.training.methods.teacher import TeacherMethod, TeachingConfig
 from streamavatar.training.trainer import CPU, Method, Progress, TrainConfig, Trainer
 
 DONE = "DONE"
@@ -43,7 +44,11 @@ class Recipe:
     Attributes:
         model: what is built.
         audio, decoder, teacher, student, sid, adversarial: optimiser settings of the stages that train; a recipe
-            without `sid` or `adversarial` leaves these stages out.
+            without `sid` or `adversarial` leaves these stages out, one without `audio` or `decoder` keeps the audio
+            encoder and the codec of `start`.
+        teaching: settings of the teacher.
+        causal: trains a block-causal copy of the teacher, which then makes the pairs in the teacher's place, chunk by
+            chunk; the bidirectional teacher makes them if left out.
         distillation, refinement: settings of the SiD and the adversarial stage.
         latents: length of a clip, the reference included.
         window: length of a training sample, cut from a clip; long enough for the ring to be full and shifted.
@@ -51,19 +56,25 @@ class Recipe:
         codec_clips, clips, pairs: rendered clips for the codec, for the teacher, and teacher trajectories.
         solver_steps, guidance: of the trajectories.
         data: folder of shards (`streamavatar data synth`) to train on; puppets, drawn when needed, if empty.
+        lora: adapters in place of full training, see `training.lora`.
+        checkpoint: recompute each block in the backward pass instead of keeping its activations.
         start: model folder of the same sizes to go on from: its sound encoder, codec and transformer are where training
             begins, and its latents are kept; new weights if empty.
     """
 
     model: ModelConfig
-    audio: TrainConfig
-    decoder: TrainConfig
+    audio: TrainConfig | None
+    decoder: TrainConfig | None
     teacher: TrainConfig
     student: TrainConfig
     sid: TrainConfig | None = None
     distillation: SidConfig = field(default_factory=SidConfig)
     adversarial: TrainConfig | None = None
     refinement: AdversarialConfig = field(default_factory=AdversarialConfig)
+    teaching: TeachingConfig = field(default_factory=TeachingConfig)
+    causal: TrainConfig | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    checkpoint: bool = False
     latents: int = 22
     window: int = 13
     dialogues: int = 48
@@ -106,7 +117,9 @@ class Run:
         record, ours = folder / "recipe.json", asdict(recipe)
         found = json.loads(record.read_text()) if record.exists() else ours
         if changed := [
-            key for key in ("model", "latents", "window", "seed") if json.dumps(found[key]) != json.dumps(ours[key])
+            key
+            for key in ("model", "latents", "window", "lora", "seed")
+            if json.dumps(found.get(key, ours[key])) != json.dumps(ours[key])
         ]:
             raise UserError(
                 f"{folder}: holds a run with another {changed[0]}; give another --out, or delete the folder"
@@ -161,12 +174,40 @@ class Run:
         for part in parts:
             target = {"audio": model.audio.encoder, "linear": model.codec, "codec": model.codec}.get(part, model)
             self.restore(target, part)
+        model.transformer.checkpoint_blocks = self.recipe.checkpoint
+        return model
+
+    def base(self, config: TrainConfig | None = None) -> AvatarModel | None:
+        """The teacher on which adapters are put, in the precision that `config` computes in; none without LoRA."""
+        if not self.recipe.lora.rank:
+            return None
+        return self.frozen(config)
+
+    def frozen(self, config: TrainConfig | None = None) -> AvatarModel:
+        """The teacher, not to be trained, in the precision that `config` computes in."""
+        model = self.build("teacher").requires_grad_(False)
+        if config is not None and config.bf16 and half_is_fast(self.device):
+            halve(model.transformer)
+        return model
+
+    def onto(self, base: AvatarModel | None, part: str) -> AvatarModel:
+        """A network to train: "teacher", "student", "sid" or "adversarial"; adapters on `base` if there is one."""
+        if base is None:
+            return self.build(part)
+        model = adapted(base, self.recipe.lora, seed_for(self.recipe.seed, "adapters"))
+        if part != "teacher":
+            self.restore(model, part)
         return model
 
     def _initial(self) -> AvatarModel:
         """The model that training begins with."""
         recipe = self.recipe
         if not recipe.start:
+            if recipe.audio is None or recipe.decoder is None:
+                raise UserError(
+                    "this recipe goes on from a model folder that `streamavatar assemble` makes: give it with "
+                    "--set start=FOLDER"
+                )
             torch.manual_seed(seed_for(recipe.seed, "initial weights"))
             return AvatarModel(recipe.model)
         model = AvatarModel.load(Path(recipe.start)).train().requires_grad_(True)
@@ -190,6 +231,9 @@ class Run:
 def audio_stage(run: Run) -> None:
     """Pretrain the audio encoder on synthesised dialogues."""
     recipe = run.recipe
+    if recipe.audio is None:
+        run.keep(run.build().audio.encoder, "audio")
+        return
     spoken = make_speech(
         run.folder / "speech",
         seed=recipe.seed,
@@ -223,27 +267,39 @@ def _footage(run: Run) -> Footage:
 
 def linear_stage(run: Run) -> None:
     """Render clips for the codec and fit its linear part, unless it is given."""
-    model, footage = run.build(), _footage(run)
-    if not run.recipe.start:
-        if isinstance(model.codec, FlowCodec):
-            fit_flow(model.codec, footage, seed=run.recipe.seed)
-        else:
-            fit_linear(model.codec, footage.frames, footage.mouths, seed=run.recipe.seed)
+    model = run.build()
+    if run.recipe.decoder is not None:
+        footage = _footage(run)
+        if not run.recipe.start:
+            if isinstance(model.codec, FlowCodec):
+                fit_flow(model.codec, footage, seed=run.recipe.seed)
+            else:
+                fit_linear(model.codec, footage.frames, footage.mouths, seed=run.recipe.seed)
     run.keep(model.codec, "linear")
 
 
 def decoder_stage(run: Run) -> None:
     """Train the codec's decoder."""
     model = run.build("linear")
-    run.train(DecoderMethod(model.codec, _footage(run)), run.recipe.decoder, "decoder")
+    if run.recipe.decoder is not None:
+        run.train(DecoderMethod(model.codec, _footage(run)), run.recipe.decoder, "decoder")
     run.keep(model.codec, "codec")
 
 
 def clips_stage(run: Run) -> None:
     """Render the training clips to latents and features."""
-    recipe = run.recipe
+    recipe, geometry = run.recipe, run.recipe.model.geometry
+    if recipe.source is None and geometry.height != geometry.width:
+        raise UserError(
+            f"puppets are drawn as squares, and this model's pictures are {geometry.width}x{geometry.height}: "
+            "give a folder of shards with --set data=FOLDER"
+        )
     source = run.folder / "clips-model"
-    run.build("audio", "linear").save(source, torch.float32)
+    if recipe.audio is None and recipe.decoder is None:
+        source = Path(recipe.start)
+        run.build()  # refuses a folder of other sizes
+    else:
+        run.build("audio", "linear").save(source, torch.float32)
     make_latents(
         run.folder / "clips",
         source,
@@ -258,12 +314,19 @@ def clips_stage(run: Run) -> None:
 
 def teacher_stage(run: Run) -> None:
     """Train the bidirectional teacher."""
-    model = run.build("audio", "linear")
-    model.transformer.reference_scale.copy_(model.codec.spread / model.codec.scale)
-    run.train(
-        TeacherMethod(model, LatentSet.load(run.folder / "clips"), run.recipe.window), run.recipe.teacher, "teacher"
-    )
-    run.keep(model, "teacher")
+    recipe, model = run.recipe, run.build("audio", "linear")
+    if recipe.model.transformer.reference_channels:
+        model.transformer.reference_scale.copy_(model.codec.spread / model.codec.scale)
+    run.keep(_teach(run, model, recipe.teaching, recipe.teacher, "teacher"), "teacher")
+
+
+def _teach(run: Run, model: AvatarModel, teaching: TeachingConfig, config: TrainConfig, stage: str) -> AvatarModel:
+    """Train a teacher from a model; with LoRA its adapters are merged in the end."""
+    if run.recipe.lora.rank:
+        model = adapted(model, run.recipe.lora, seed_for(run.recipe.seed, "adapters"))
+    clips = LatentSet.load(run.folder / "clips")
+    run.train(TeacherMethod(model, clips, run.recipe.window, teaching), config, stage)
+    return merge(model)
 
 
 def pairs_stage(run: Run) -> None:
@@ -271,7 +334,10 @@ def pairs_stage(run: Run) -> None:
     recipe, folder = run.recipe, run.folder / "pairs"
     folder.mkdir(exist_ok=True)
     device = run.device
-    model = run.build("teacher").requires_grad_(False).to(device)
+    model = run.build("teacher")
+    if recipe.causal is not None:
+        _teach(run, model, replace(recipe.teaching, causal=True), recipe.causal, "causal")
+    model.requires_grad_(False).to(device)
     clips = LatentSet.load(run.folder / "clips")
     size = 32
     for start in range(0, recipe.pairs, size):
@@ -284,7 +350,10 @@ def pairs_stage(run: Run) -> None:
             noise = torch.randn(batch.latents.shape, generator=generator).to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half_is_fast(device)):
                 points, ends = (
-                    x.cpu() for x in trajectories(model, batch, noise, recipe.solver_steps, recipe.guidance)
+                    x.cpu()
+                    for x in trajectories(
+                        model, batch, noise, recipe.solver_steps, recipe.guidance, causal=recipe.causal is not None
+                    )
                 )
             temporary = path.with_suffix(".partial")
             save_file({"points": points.half(), "ends": ends.half(), "clips": chosen, "starts": starts}, temporary)
@@ -294,11 +363,12 @@ def pairs_stage(run: Run) -> None:
 
 def student_stage(run: Run) -> None:
     """Start the causal student from the teacher by ODE regression."""
-    model = run.build("teacher")
+    model = run.onto(run.base(run.recipe.student), "teacher")
     shards = [load_file(path) for path in sorted((run.folder / "pairs").glob("*.safetensors"))]
     pairs = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
     chosen = LatentSet.load(run.folder / "clips").take(pairs["clips"]).crop(pairs["starts"], run.recipe.window)
-    run.train(OdeMethod(model, chosen, pairs["points"], pairs["ends"]), run.recipe.student, "student")
+    method = OdeMethod(model, chosen, pairs["points"], pairs["ends"], run.recipe.teaching.mouth)
+    run.train(method, run.recipe.student, "student")
     run.keep(model, "student")
 
 
@@ -307,7 +377,9 @@ def sid_stage(run: Run) -> None:
     recipe = run.recipe
     if recipe.sid is None:
         return
-    student, real, fake = run.build("student"), run.build("teacher"), run.build("teacher")
+    real = run.frozen(recipe.sid)
+    base = real if recipe.lora.rank else None
+    student, fake = run.onto(base, "student"), run.onto(base, "teacher")
     clips = LatentSet.load(run.folder / "clips")
     run.train(SidMethod(student, real, fake, clips, recipe.window, recipe.distillation), recipe.sid, "sid")
     run.keep(student, "sid")
@@ -318,15 +390,16 @@ def adversarial_stage(run: Run) -> None:
     recipe = run.recipe
     if recipe.adversarial is None:
         return
-    student, teacher = run.build("sid" if recipe.sid else "student"), run.build("teacher")
-    method = AdversarialMethod(student, teacher, LatentSet.load(run.folder / "clips"), recipe.window, recipe.refinement)
+    base = run.base(recipe.adversarial)
+    student, judge = run.onto(base, "sid" if recipe.sid else "student"), run.onto(base, "teacher")
+    method = AdversarialMethod(student, judge, LatentSet.load(run.folder / "clips"), recipe.window, recipe.refinement)
     run.train(method, recipe.adversarial, "adversarial")
     run.keep(student, "adversarial")
 
 
 def export_stage(run: Run) -> None:
     """Write the model folder that run time loads, with a card that says how it was made."""
-    model = run.build(run.newest_student())
+    model = merge(run.onto(run.base(), run.newest_student()))
     run.restore(model.codec, "codec")
     model.save(run.folder / "model")
     card = {
@@ -360,8 +433,8 @@ STAGES = {
     "linear": Stage(linear_stage, (), ("start", "codec_clips", "latents", "data")),
     "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents", "data")),
     "decoder": Stage(decoder_stage, ("linear",), ("decoder",)),
-    "teacher": Stage(teacher_stage, ("clips",), ("start", "teacher", "window")),
-    "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "window", "solver_steps", "guidance")),
+    "teacher": Stage(teacher_stage, ("clips",), ("start", "teacher", "teaching", "lora", "window")),
+    "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "causal", "window", "solver_steps", "guidance")),
     "student": Stage(student_stage, ("pairs",), ("student",)),
     "sid": Stage(sid_stage, ("student",), ("sid", "distillation")),
     "adversarial": Stage(adversarial_stage, ("sid", "clips"), ("adversarial", "refinement")),

@@ -34,7 +34,7 @@ def step(method: AdversarialMethod, number: int) -> None:
     method.loss(number, 2, torch.Generator().manual_seed(3))["loss"].backward()
 
 
-@pytest.mark.parametrize("branches", ["local", "pooled", "full"])
+@pytest.mark.parametrize("branches", ["single", "local", "pooled", "full"])
 def test_turns(make_method: MakeMethod, branches: str) -> None:
     method = make_method(branches=branches)
     assert [method.trains_critic(n) for n in range(4)] == [True, False, True, False]

@@ -84,3 +84,25 @@ def test_the_student_learns_where_the_teacher_did(make_model: Model, pairs: tupl
 def test_a_student_that_stands_still(small: ModelConfig, pairs: tuple[LatentSet, Tensor, Tensor]) -> None:
     values = OdeMethod(still(small), *pairs).loss(0, 3, torch.Generator().manual_seed(0))
     assert values["vs_still"].item() == pytest.approx(1, abs=1e-5)
+
+
+def test_an_autoregressive_teacher_looks_at_finished_chunks_alone(make_model: Model, make_clips: Clips) -> None:
+    """A later chunk's noise does not change an earlier chunk; an earlier one's does change a later one."""
+    model = make_model(transformer={"prediction": "sample"})
+    clips = make_clips(model.config, 2, 7).take(torch.arange(2))
+    noise = torch.randn(clips.latents.shape, generator=torch.Generator().manual_seed(0))
+    results = []
+    for chunk in (None, slice(1, 4), slice(4, 7)):
+        other = noise.clone()
+        if chunk is not None:
+            other[:, :, chunk] += 1
+        points, end = trajectories(model, clips, other, 2, 2.0, causal=True)
+        assert points.shape == (2, 3, *noise.shape[1:])
+        torch.testing.assert_close(points[:, 0, :, 1:], other[:, :, 1:])
+        assert torch.equal(end[:, :, :1], clips.latents[:, :, :1])
+        results.append(end)
+    plain, early, late = results
+    assert not torch.equal(early[:, :, 4:], plain[:, :, 4:])
+    assert torch.equal(late[:, :, :4], plain[:, :, :4])
+    both, _ = trajectories(model, clips, noise, 2)
+    assert not torch.equal(both, points)

@@ -11,7 +11,7 @@ import torch
 from streamavatar.config import ModelConfig
 from streamavatar.data.latents import LatentSet
 from streamavatar.models.avatar import AvatarModel
-from streamavatar.training.methods.teacher import TeacherMethod, conditions_of
+from streamavatar.training.methods.teacher import TeacherMethod, TeachingConfig, conditions_of
 
 Model = Callable[..., AvatarModel]
 Clips = Callable[..., LatentSet]
@@ -72,3 +72,23 @@ def test_silenced_conditions(make_model: Model, make_clips: Clips) -> None:
     assert torch.equal(half.talk[1], silent.talk[1])
     assert torch.equal(half.listen[1], silent.listen[1])
     assert given.reference.shape == (2, 8, 1, 4, 6)
+
+
+def test_a_causal_teacher_does_not_see_what_comes(make_model: Model, make_clips: Clips) -> None:
+    model = make_model(transformer={"prediction": "sample"})
+    clips = make_clips(model.config, 1, 7).take(torch.arange(1))
+    sigma = torch.tensor([[0.0, *[0.5] * 6]])
+    for causal in (False, True):
+        method = TeacherMethod(model, clips, 7, TeachingConfig(causal=causal))
+        later = clips.latents.clone()
+        later[:, :, 4:] += 1
+        with torch.no_grad():
+            a, b = (method._estimate(x, sigma, conditions_of(model, clips)) for x in (clips.latents, later))
+        assert torch.equal(a[:, :, :4], b[:, :, :4]) == causal
+
+
+def test_the_paper_s_teacher_has_one_level_per_clip(make_model: Model, make_clips: Clips) -> None:
+    model = make_model()
+    method = TeacherMethod(model, make_clips(model.config), 10, TeachingConfig(unequal=0.0))
+    sigma = method._sigma(64, 10, torch.Generator().manual_seed(0))
+    assert torch.equal(sigma[:, 1:], sigma[:, 1:2].expand(-1, 9))

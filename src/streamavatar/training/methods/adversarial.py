@@ -26,7 +26,7 @@ class AdversarialConfig:
     """The paper's choices where known, AAPT's constants elsewhere, and the ablation of the branches.
 
     Attributes:
-        branches: "full", "pooled" (a global branch without the reference's question), "local".
+        branches: "full", "pooled" (a global branch without the reference's question), "local", "single" (one logit).
         global_weight: of the global branch in both losses.
         penalty_weight, penalty_sd: of the finite-difference R1 and R2.
         width: of a latent's feature in the discriminator.
@@ -55,8 +55,9 @@ class AdversarialMethod(Method):
         self, student: AvatarModel, teacher: AvatarModel, clips: LatentSet, window: int, config: AdversarialConfig
     ) -> None:
         trainable(student)
-        teacher.requires_grad_(False)
-        backbone = teacher.transformer.requires_grad_(True)
+        trainable(teacher)
+        teacher.audio.requires_grad_(False)
+        backbone = teacher.transformer
         self.discriminator = Discriminator(
             backbone, default_taps(backbone.config.layers), config.branches, config.width
         )
@@ -115,5 +116,6 @@ class _Judge:
 
 
 def _margin(winner: Logits, loser: Logits) -> Tensor:
-    """How far the per-latent logits are apart."""
-    return (winner.local - loser.local).mean().detach()
+    """How far the per-latent logits (the clip's where there are none) are apart."""
+    pairs = [(a, b) for a, b in zip(winner, loser, strict=True) if a is not None and b is not None]
+    return (pairs[0][0] - pairs[0][1]).mean().detach()

@@ -129,7 +129,8 @@ class SidMethod(Method):
         self, clips: LatentSet, generator: torch.Generator, *, gradient: bool, trace: list[ExitPass] | None = None
     ) -> Tensor:
         """One exit step for all chunks; the last `last_chunks` chunks carry gradient."""
-        exit_step = int(torch.randint(len(self.student.config.schedule.sigmas), (), generator=generator))
+        passes = len(self.student.config.schedule.sigmas)
+        exit_step = int(torch.randint(passes, (), generator=generator, device=generator.device))
         x = student_rollout(
             self.student,
             clips,

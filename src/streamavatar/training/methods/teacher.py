@@ -6,24 +6,50 @@ past, so that the student, which is started from these weights, already knows ch
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from streamavatar.data.latents import LatentSet
-from streamavatar.losses.flow import sample_loss
+from streamavatar.losses.flow import sample_loss, velocity_loss
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
+from streamavatar.rollout import read_chunks
 from streamavatar.schedule import add_noise, shift_sigma
+from streamavatar.training.lora import trained_parts
 from streamavatar.training.trainer import Method
 
-MOUTH_WEIGHT = 5.0
-DROPOUT = 0.1
+
+@dataclass(frozen=True)
+class TeachingConfig:
+    """How the teacher is taught.
+
+    Attributes:
+        loss: on the clean sample, or on the velocity as the paper has it (the former times 1 / sigma squared).
+        mouth: how much more a latent cell counts that the mouth covers.
+        dropout: share of clips whose lanes are silenced, for guidance.
+        unequal: share of clips with a noise level per chunk or a clean past; 0 is the paper's.
+        causal: chunks see the chunks before them alone, through the cache, as the student's do.
+    """
+
+    loss: Literal["sample", "velocity"] = "sample"
+    mouth: float = 5.0
+    dropout: float = 0.1
+    unequal: float = 0.5
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "unequal"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"teaching: {name} is a share, 0 to 1")
 
 
 def trainable(model: AvatarModel) -> None:
-    """Train the transformer and the lanes' projections; the audio encoder and the codec stay."""
+    """Train the transformer (or its adapters) and the lanes' projections; the audio encoder and the codec stay."""
     model.requires_grad_(False)
-    for part in (model.transformer, model.audio.talk, model.audio.listen):
+    for part in trained_parts(model):
         part.requires_grad_(True)
 
 
@@ -49,12 +75,13 @@ class TeacherMethod(Method):
         model: whose transformer and projections are trained.
         clips: training data.
         window: latents of a training sample, the reference included; cut from the clips at random.
+        config: see :class:`TeachingConfig`.
     """
 
-    def __init__(self, model: AvatarModel, clips: LatentSet, window: int) -> None:
+    def __init__(self, model: AvatarModel, clips: LatentSet, window: int, config: TeachingConfig | None = None) -> None:
         trainable(model)
         self.module: nn.Module = model
-        self.model, self.clips, self.window = model, clips, window
+        self.model, self.clips, self.window, self.config = model, clips, window, config or TeachingConfig()
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -68,7 +95,8 @@ class TeacherMethod(Method):
         same = shift_sigma(torch.rand(batch, 1, generator=generator), shift).expand(-1, chunks)
         each = shift_sigma(torch.rand(batch, chunks, generator=generator), shift)
         past = torch.arange(chunks)[None] < torch.randint(1, chunks, (batch, 1), generator=generator)
-        level = torch.where(kind < 0.5, same, torch.where(kind < 0.75, each, torch.where(past, 0.0, same)))
+        even = 1 - self.config.unequal
+        level = torch.where(kind < even, same, torch.where(kind < (even + 1) / 2, each, torch.where(past, 0.0, same)))
         level = level.repeat_interleave(geometry.chunk_latents, dim=1)
         return torch.cat((torch.zeros(batch, 1), level), dim=1)
 
@@ -77,11 +105,20 @@ class TeacherMethod(Method):
         z = clips.latents
         sigma = self._sigma(batch, z.shape[2], generator)
         x = add_noise(z, torch.randn(z.shape, generator=generator), sigma)
-        keep = (torch.rand(batch, generator=generator) >= DROPOUT).float()
-        estimate = self.model.transformer.sample(x, sigma, conditions_of(self.model, clips, keep))
+        keep = (torch.rand(batch, generator=generator) >= self.config.dropout).float()
+        estimate = self._estimate(x, sigma, conditions_of(self.model, clips, keep))
         noisy = (sigma > 0).float()
-        weight = 1 + MOUTH_WEIGHT * clips.mouth
+        weight = 1 + self.config.mouth * clips.mouth
         with torch.no_grad():
             still = sample_loss(z[:, :, :1].expand_as(z), z, noisy, weight)
-        loss = sample_loss(estimate, z, noisy, weight)
-        return {"loss": loss, "vs_still": loss.detach() / still}
+        error = sample_loss(estimate, z, noisy, weight)
+        loss = velocity_loss(estimate, z, sigma, weight) if self.config.loss == "velocity" else error
+        return {"loss": loss, "vs_still": error.detach() / still}
+
+    def _estimate(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        model = self.model
+        if not self.config.causal:
+            return model.transformer.sample(x, sigma, conditions)
+        cache, chunk = model.tape_cache(detach=False), model.config.geometry.chunk_latents
+        made = read_chunks(model.transformer, cache, x, sigma, conditions, chunk)
+        return torch.cat((x[:, :, :1], made), dim=2)
