@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,7 +117,7 @@ def _print_costs(recipe: Any, stages: list[str], gpus: int, kind: str, utilisati
         print(f"fewer clips in a batch than GPUs, so that some are idle: {', '.join(idle)}")
 
 
-def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     print()
     for row in (head, ("---",) * len(head), *rows):
         print(f"| {' | '.join(row)} |")

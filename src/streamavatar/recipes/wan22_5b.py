@@ -113,7 +113,7 @@ def small_wan() -> Recipe:
     return replace(
         recipe,
         model=model,
-        **short,  # type: ignore[arg-type]
+        **short,
         refinement=replace(recipe.refinement, width=32),
         latents=10,
         window=7,
