@@ -7,10 +7,10 @@ attention and sharded parameters do not have; the finite difference lam * |D(x) 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
+from streamavatar.draws import Draws
 from streamavatar.models.discriminator import Logits
 
 
@@ -33,8 +33,8 @@ def penalty(logits: Logits, disturbed: Logits) -> Tensor:
     return change
 
 
-def disturb(x: Tensor, sd: float, generator: torch.Generator) -> Tensor:
+def disturb(x: Tensor, sd: float, draws: Draws) -> Tensor:
     """x with noise on all but the reference latent, [B, C, T, H, W]."""
-    noise = sd * torch.randn(x.shape, generator=generator).to(x)
+    noise = sd * draws.randn(*x.shape).to(x)
     noise[:, :, 0] = 0
     return x + noise

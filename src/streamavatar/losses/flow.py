@@ -16,6 +16,14 @@ def sample_loss(estimate: Tensor, x0: Tensor, keep: Tensor, weight: Tensor | Non
     Returns:
         A scalar; 0 if nothing counts.
     """
-    share = keep[:, :, None, None] if weight is None else keep[:, :, None, None] * weight
     error = (estimate - x0).float().square().mean(1)
-    return (error * share).sum() / share.expand_as(error).sum().clamp_min(1e-6)
+    return (error * _share(keep, weight)).sum() / importance(x0, keep, weight)
+
+
+def importance(x0: Tensor, keep: Tensor, weight: Tensor | None = None) -> Tensor:
+    """What all latents count together, by which :func:`sample_loss` divides; parts of a batch are averaged by it."""
+    return _share(keep, weight).expand_as(x0[:, 0]).sum().clamp_min(1e-6)
+
+
+def _share(keep: Tensor, weight: Tensor | None) -> Tensor:
+    return keep[:, :, None, None] if weight is None else keep[:, :, None, None] * weight

@@ -15,7 +15,8 @@ from streamavatar.models.codec.prune import prune
 from streamavatar.models.codec.wan import WanDecoder
 from streamavatar.models.full import transformer, wan22_5b
 from streamavatar.training.methods.decoder import DecoderLossConfig, PrunedDecoderMethod
-from streamavatar.training.trainer import CPU, Progress, TrainConfig, Trainer
+from streamavatar.training.parallel import CPU, World
+from streamavatar.training.trainer import Progress, TrainConfig, Trainer
 
 __all__ = ["pruned_decoder", "transformer", "wan22_5b"]
 
@@ -53,6 +54,6 @@ def pruned_decoder(
     small = prune(full, widths, latents[:4, :, :4].to(full.post_quant_conv.weight.device).float())
     method = PrunedDecoderMethod(full, small, latents, marked, loss)
     settings = config or TrainConfig(steps=20000, batch=8, lr=3e-4, warmup=200, ema=0.999, save_every=500)
-    Trainer(method, settings, folder, progress, device).run()
+    Trainer(method, settings, folder, progress, World(device)).run()
     save_decoder(small, decoder_file(model, "pruned"))
     return small

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from streamavatar.data.latents import LatentSet
-from streamavatar.losses.flow import sample_loss
+from streamavatar.draws import Draws
+from streamavatar.losses.flow import importance, sample_loss
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
 from streamavatar.schedule import add_noise, shift_sigma
@@ -60,28 +61,28 @@ class TeacherMethod(Method):
         super().to(device)
         self.clips = self.clips.to(device)
 
-    def _sigma(self, batch: int, latents: int, generator: torch.Generator) -> Tensor:
+    def _sigma(self, batch: int, latents: int, draws: Draws) -> Tensor:
         """Noise levels [B, T]; 0 for the reference."""
         geometry, shift = self.model.config.geometry, self.model.config.schedule.shift
         chunks = (latents - 1) // geometry.chunk_latents
-        kind = torch.rand(batch, 1, generator=generator)
-        same = shift_sigma(torch.rand(batch, 1, generator=generator), shift).expand(-1, chunks)
-        each = shift_sigma(torch.rand(batch, chunks, generator=generator), shift)
-        past = torch.arange(chunks)[None] < torch.randint(1, chunks, (batch, 1), generator=generator)
+        kind = draws.rand(batch, 1)
+        same = shift_sigma(draws.rand(batch, 1), shift).expand(-1, chunks)
+        each = shift_sigma(draws.rand(batch, chunks), shift)
+        past = torch.arange(chunks)[None] < draws.randint(1, chunks, batch, 1)
         level = torch.where(kind < 0.5, same, torch.where(kind < 0.75, each, torch.where(past, 0.0, same)))
         level = level.repeat_interleave(geometry.chunk_latents, dim=1)
         return torch.cat((torch.zeros(batch, 1), level), dim=1)
 
-    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        clips = self.clips.draw(batch, self.window, generator)
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
+        clips = self.clips.draw(batch, self.window, draws)
         z = clips.latents
-        sigma = self._sigma(batch, z.shape[2], generator)
-        x = add_noise(z, torch.randn(z.shape, generator=generator), sigma)
-        keep = (torch.rand(batch, generator=generator) >= DROPOUT).float()
+        sigma = self._sigma(batch, z.shape[2], draws)
+        x = add_noise(z, draws.randn(*z.shape), sigma)
+        keep = (draws.rand(batch) >= DROPOUT).float()
         estimate = self.model.transformer.sample(x, sigma, conditions_of(self.model, clips, keep))
         noisy = (sigma > 0).float()
         weight = 1 + MOUTH_WEIGHT * clips.mouth
         with torch.no_grad():
             still = sample_loss(z[:, :, :1].expand_as(z), z, noisy, weight)
         loss = sample_loss(estimate, z, noisy, weight)
-        return {"loss": loss, "vs_still": loss.detach() / still}
+        return {"loss": loss, "vs_still": loss.detach() / still, "weight": importance(z, noisy, weight)}
