@@ -102,6 +102,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 }
 
 STEPS = {"teacher": 4}
+QUICK, SLOW = ("line", "teacher", "sid", "adversarial"), ("ode", "replay")
 
 
 def trainer(name: str, folder: Path, world: World | None = None, **changes: Any) -> Trainer:
@@ -118,10 +119,16 @@ def train(name: str, folder: Path, world: World | None = None, **changes: Any) -
 
 
 def parity(world: World, folder: Path) -> None:
-    """Every method for a few steps, and further from what one process left."""
-    for name in METHODS:
+    """A few steps, and further from what one process left."""
+    for name in QUICK:
         train(name, folder / "two", world, steps=STEPS.get(name, 2))
     train("teacher", folder / "one then two", world, steps=4)
+
+
+def more(world: World, folder: Path) -> None:
+    """The other methods and settings."""
+    for name in SLOW:
+        train(name, folder / "two", world)
     train("sid", folder / "recomputed", world, recompute=True, accumulate=2, async_save=True)
     train("teacher", folder / "rows", world, shard=1)
     half = train("teacher", folder / "half", world, bf16=True)
@@ -167,7 +174,7 @@ def interrupted(world: World, folder: Path, mark: Path | None, step: int = 5) ->
     taken.run()
 
 
-JOBS = {"parity": parity, "unlucky": unlucky, "killed": killed}
+JOBS = {"parity": parity, "more": more, "unlucky": unlucky, "killed": killed}
 
 
 def launched(folder: Path) -> None:

@@ -63,12 +63,20 @@ def output(folder: Path) -> str:
 def trained(ranks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process and what two make of the same steps, in `one/`, `two/` and more."""
     folder = tmp_path_factory.mktemp("ranks")
-    for name in ranks.METHODS:
-        ranks.train(name, folder / "one")
-    for method, steps in (("teacher", 2), ("sid", 2)):
-        ranks.train(method, folder / f"{method} started", steps=steps)
-    (folder / "teacher started").rename(folder / "one then two")
+    for name in ranks.QUICK:
+        ranks.train(name, folder / "one", steps=ranks.STEPS.get(name, 2))
+    ranks.train("teacher", folder / "one then two")
     assert start(folder, "parity", "unlucky") == [0, 0], output(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def more(ranks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of other methods and settings."""
+    folder = tmp_path_factory.mktemp("more")
+    for name in (*ranks.SLOW, "sid", "teacher"):
+        ranks.train(name, folder / "one")
+    assert start(folder, "more") == [0, 0], output(folder)
     return folder
 
 
@@ -97,18 +105,33 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], bound: float,
         assert float((one[worst] - other[worst]).abs().max()) <= bound * scale, (worst, scale)
 
 
-@pytest.mark.parametrize("name", ["line", "teacher", "ode", "sid", "replay", "adversarial"])
+@pytest.mark.parametrize("name", ["line", "teacher", "sid", "adversarial"])
 def test_two_ranks_make_the_step_of_one(ranks: ModuleType, trained: Path, name: str) -> None:
+    assert_same_steps(ranks, trained, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ode", "replay"])
+def test_two_ranks_make_the_step_of_one_in_other_methods(ranks: ModuleType, more: Path, name: str) -> None:
+    assert_same_steps(ranks, more, name)
+
+
+def assert_same_steps(ranks: ModuleType, trained: Path, name: str) -> None:
     """Gradients, as the first moments show them, of student and critic; and the losses of every step."""
     one, two = (at(ranks, trained / folder, name, 2) for folder in ("one", "two"))
     assert any(name.endswith("exp_avg") and float(value.abs().max()) > 0 for name, value in one.items())
     assert_close(one, two, 1e-5, ["exp_avg"])
-    assert_close(one, two, 1e-5, ["module.", "ema."])
+    scale = max(float(value.abs().max()) for key, value in one.items() if "exp_avg" in key)
+    # Adam makes a whole step of a gradient that is zero but for rounding (a bias in a difference of logits, say).
+    none = [key for key, value in one.items() if key.endswith("exp_avg") and float(value.abs().max()) < 1e-6 * scale]
+    none = [key.removesuffix(".exp_avg").replace("optimizer", kind) for key in none for kind in ("module", "ema")]
+    kept = [key for key in one if key not in none]
+    assert_close({key: one[key] for key in kept}, {key: two[key] for key in kept}, 1e-5, ["module.", "ema."])
     logs = [
         [json.loads(line) for line in (trained / folder / name / "log.jsonl").read_text().splitlines()]
         for folder in ("one", "two")
     ]
-    assert [line["step"] for line in logs[1]] == [1, 2, 3, 4]
+    assert [line["step"] for line in logs[1]][:2] == [1, 2]
     for a, b in zip(*logs, strict=True):
         assert a.keys() == b.keys()
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4, abs=1e-5)
@@ -123,37 +146,36 @@ def test_one_process_goes_on_from_two_and_two_from_one(ranks: ModuleType, traine
     there.mkdir(parents=True)
     steps[0].rename(there / steps[0].name)
     try:
-        resumed = ranks.train("teacher", trained / "two then one")
+        resumed = ranks.train("teacher", trained / "two then one", steps=4)
     finally:
         (there / steps[0].name).rename(steps[0])
-    assert_close(
-        whole,
-        {k: v.detach() for k, v in resumed._tensors().items() if "module" not in k}
-        | {k: v for k, v in whole.items() if "module" in k},
-        1e-4,
-        ["ema.", "exp_avg"],
-    )
+    found = resumed._tensors()  # but for the module, which has its average by now
+    kept = [name for name in whole if ".module." not in name]
+    assert_close(*({name: values[name] for name in kept} for values in (whole, found)), 1e-4, ["ema.", "exp_avg"])
 
 
-def test_less_memory_is_the_same_step(ranks: ModuleType, trained: Path) -> None:
+@pytest.mark.slow
+def test_less_memory_is_the_same_step(ranks: ModuleType, more: Path) -> None:
     """Activation checkpointing, micro-batches and a checkpoint in the background, on two ranks."""
-    one, two = (at(ranks, trained / folder, "sid", 2) for folder in ("one", "recomputed"))
+    one, two = (at(ranks, more / folder, "sid", 2) for folder in ("one", "recomputed"))
     assert_close(one, two, 1e-5, ["exp_avg", "module.", "ema."])
 
 
-def test_rows_of_ranks_that_hold_the_same(ranks: ModuleType, trained: Path) -> None:
-    one, two = (at(ranks, trained / folder, "teacher", 2) for folder in ("one", "rows"))
+@pytest.mark.slow
+def test_rows_of_ranks_that_hold_the_same(ranks: ModuleType, more: Path) -> None:
+    one, two = (at(ranks, more / folder, "teacher", 2) for folder in ("one", "rows"))
     assert_close(one, two, 1e-5, ["exp_avg", "module.", "ema."])
 
 
-def test_half_precision_keeps_full_weights(trained: Path) -> None:
-    found = torch.load(trained / "half.pt")
+@pytest.mark.slow
+def test_half_precision_keeps_full_weights(more: Path) -> None:
+    found = torch.load(more / "half.pt")
     assert all(value.dtype == torch.float32 for name, value in found.items() if name.startswith("transformer."))
     assert all(bool(value.isfinite().all()) for value in found.values())
 
 
 def test_a_checkpoint_says_what_made_it(trained: Path) -> None:
-    record = json.loads((trained / "two" / "sid" / "step-0000004" / COMPLETE).read_text())
+    record = json.loads((trained / "two" / "sid" / "step-0000002" / COMPLETE).read_text())
     assert record["ranks"] == 2
     assert record["config"]["batch"] == 4
     assert {"commit", "torch", "step"} <= record.keys()

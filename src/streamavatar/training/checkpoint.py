@@ -67,7 +67,7 @@ class Checkpoints:
         self.folder, self.world, self.keep, self.background, self.about = folder, world, keep, background, about
         # The training step must not meet a checkpoint's messages.
         self._group = dist.new_group(backend="gloo") if background and world.size > 1 else None
-        self._writing: Future[None] | None = None
+        self._writing: tuple[int, Future[None]] | None = None
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:07d}"
@@ -89,7 +89,7 @@ class Checkpoints:
                 checkpoint_id=temporary,
                 process_group=self._group,
             )
-            self._writing = _then(writing, lambda: self._guarded(step, lambda: self._close(step)))
+            self._writing = step, _then(writing, lambda: self._close(step))
             return
         self._guarded(step, lambda: _quiet(dcp_save, dict(tensors), checkpoint_id=temporary))
         self.world.once(lambda: self._guarded(step, lambda: self._close(step)))
@@ -97,8 +97,8 @@ class Checkpoints:
     def finish(self) -> None:
         """Wait for what is written in the background."""
         if self._writing is not None:
-            writing, self._writing = self._writing, None
-            self._guarded(None, writing.result)
+            (step, writing), self._writing = self._writing, None
+            self._guarded(step, writing.result)
 
     def load(self, tensors: dict[str, Tensor], refused: Callable[[str], None]) -> int | None:
         """Fill `tensors` from the newest checkpoint that can be read; returns its step, None if there is none.
@@ -147,16 +147,16 @@ class Checkpoints:
         for old in steps_in(self.folder)[: -self.keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
 
-    def _guarded(self, step: int | None, work: Callable[[], Any]) -> None:
+    def _guarded(self, step: int, work: Callable[[], Any]) -> None:
         """Do some writing; what fails is one line, and leaves nothing half-written."""
         try:
             work()
         except (OSError, RuntimeError, CheckpointException) as error:
-            if step is not None and self.world.first:
+            if self.world.first:
                 shutil.rmtree(self._temporary(step), ignore_errors=True)
-            name = self.folder if step is None else self.path(step)
             raise UserError(
-                f"cannot write checkpoint {name}: {_reason(error)}; free some space and run the same command again"
+                f"cannot write checkpoint {self.path(step)}: {_reason(error)}; "
+                "free some space and run the same command again"
             ) from error
 
     # reading ---------------------------------------------------------------------------------------
@@ -213,7 +213,12 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} does not belong into a checkpoint")
 
 
-_PLAIN = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("torch._utils", "_get_layout")}
+_PLAIN = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+}
 
 
 def _files(folder: Path, hashed: bool = True) -> dict[str, dict[str, Any]]:
