@@ -97,7 +97,7 @@ def test_trainer_alternates_and_resumes_exactly(make_method: MakeMethod, tmp_pat
     killed = trainer("b")
     for _ in range(7):
         killed._advance()
-    killed._save()
+    killed.checkpoints.save(killed.step, killed._tensors())
     resumed = trainer("b", seed=9)
     resumed.run()
     for a, b in ((whole.main, resumed.main), (whole.critic, resumed.critic)):
