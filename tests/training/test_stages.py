@@ -62,6 +62,10 @@ def test_from_parts_to_a_model_folder(recipe: Recipe, tmp_path: Path, make_clips
     recipe = replace(recipe, student=replace(SHORT, sample_every=4))
     run = Run(recipe, tmp_path / "run", lambda stage, *rest: told.append(stage))
     given = give(run, make_clips)
+    geometry = recipe.model.geometry
+    picture = np.full((1, 1, geometry.height, geometry.width, 3), 90, np.uint8)
+    (run.folder / "linear" / "frames").mkdir()
+    np.savez(run.folder / "linear" / "frames" / "frames-00000.npz", frames=picture)
     run.run(list(STAGES))
     assert all(run.done(stage) for stage in STAGES)
     assert set(told) == {"teacher", "pairs", "student"}  # this recipe has no SiD
@@ -75,7 +79,6 @@ def test_from_parts_to_a_model_folder(recipe: Recipe, tmp_path: Path, make_clips
     assert model.transformer.head.head.weight.any()
 
     frames = read_video(tmp_path / "run" / "student" / "samples" / "step-0000004.mp4")
-    geometry = recipe.model.geometry
     longest = 1 + 3 * (recipe.window - 1)  # in latents; what it was trained on, three times over
     assert frames.shape == (geometry.frames_of(longest), geometry.height, geometry.width, 3)
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from streamavatar.draws import Draws
 from streamavatar.errors import UserError
+from streamavatar.media import read_video
 from streamavatar.seeds import seed_for
 from streamavatar.training.checkpoint import steps_in
+from streamavatar.training.journal import Screen
 from streamavatar.training.trainer import Method, TrainConfig, Trainer
 
 CONFIG = TrainConfig(steps=20, batch=4, lr=0.05, warmup=3, bf16=False, save_every=5, log_every=4)
@@ -307,21 +309,33 @@ def test_a_refused_checkpoint_is_named(tmp_path: Path) -> None:
 class Seen(Line):
     """Shows its weights as latents."""
 
-    def sample(self, draws: Draws) -> Tensor:
-        return self.module[0].weight.detach()[None, :, :, None, None] + draws.randn(1, 8, 3, 1, 1)  # type: ignore[index]
+    def sample(self, draws: Draws, reference: Tensor) -> Tensor:
+        weight = self.module[0].weight.detach()[None, :, :, None, None]  # type: ignore[index]
+        return weight + draws.randn(1, 8, 3, 1, 1) + reference
+
+
+class Glass:
+    """A codec that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def open(self, picture: Tensor) -> tuple[Tensor, str]:
+        return picture.mean() + torch.zeros(1, 8, 1, 1, 1), "opened"
+
+    def decode(self, latents: Tensor, state: str) -> tuple[Tensor, str]:
+        assert state == "opened"
+        self.seen.append(latents.clone())
+        return torch.linspace(-1, 1, 8)[:, None, None].expand(1, 3, 8, 32, 64), state
 
 
 def test_samples_are_shown_and_change_nothing(tmp_path: Path) -> None:
     """By the averaged weights, as video and for TensorBoard; training goes on as without."""
-    shown: list[Tensor] = []
-
-    def show(latents: Tensor) -> tuple[Tensor, int]:
-        shown.append(latents.clone())
-        return latents.mean() + torch.linspace(-1, 1, 9).expand(1, 3, 32, 64, 9).movedim(-1, 2), 25
-
+    glass = Glass()
+    screen = Screen(glass, torch.full((1, 3, 32, 64), 0.5), 25)
     plain = train(tmp_path / "a" / "line", Line())
     folder = tmp_path / "b" / "line"
-    trainer = Trainer(Seen(), replace(CONFIG, sample_every=8), folder, quiet, show=show)
+    trainer = Trainer(Seen(), replace(CONFIG, sample_every=8), folder, quiet, screen=screen)
     trainer.run()
     assert same(plain.method.module.state_dict(), trainer.method.module.state_dict())
     assert [p.name for p in sorted((folder / "samples").iterdir())] == [
@@ -329,11 +343,14 @@ def test_samples_are_shown_and_change_nothing(tmp_path: Path) -> None:
         "step-0000016.mp4",
         "step-0000020.mp4",
     ]
-    assert not torch.equal(shown[0], shown[1])
-    assert torch.equal(trainer.method.sample(Draws.seeded(0)), trainer.method.sample(Draws.seeded(0)))
-    average = trainer.method.module[0].weight  # type: ignore[index]  # the last sample was made of the average
-    again = Draws.seeded(seed_for(0, "sample")).randn(1, 8, 3, 1, 1)
-    assert torch.equal(shown[-1], average.detach()[None, :, :, None, None] + again)
+    frames = read_video(folder / "samples" / "step-0000008.mp4")
+    assert frames.shape == (9, 32, 64, 3)
+    assert abs(int(frames[0, 16, 32, 0]) - 191) < 4  # the picture
+    assert frames[1].mean() < 4 < 250 < frames[8].mean()
+    assert not torch.equal(glass.seen[0], glass.seen[1])
+    average = trainer.method.module[0].weight.detach()  # type: ignore[index]  # the last sample was made of it
+    noise = Draws.seeded(seed_for(0, "sample")).randn(1, 8, 3, 1, 1)
+    assert torch.equal(glass.seen[-1], (average[None, :, :, None, None] + noise + 0.5)[:, :, 1:])
 
 
 def test_curves_for_tensorboard(tmp_path: Path) -> None:

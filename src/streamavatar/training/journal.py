@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,6 +18,27 @@ from streamavatar.media import VideoWriter
 Frames = NDArray[np.uint8]
 STRIP = 8
 """Frames of a clip that are shown side by side."""
+
+
+class Screen:
+    """Shows what a model makes of one person.
+
+    Args:
+        codec: whatever of the codecs the model has.
+        picture: of the person, [1, 3, H, W] in -1..1.
+        fps: of the video.
+    """
+
+    def __init__(self, codec: Any, picture: Tensor, fps: int) -> None:
+        self.codec, self.picture, self.fps = codec, picture, fps
+        self.reference, self._state = codec.open(picture)
+        """The person's latent [1, C, 1, h, w]."""
+
+    def frames(self, latents: Tensor) -> Frames:
+        """Latents [1, C, T, h, w], the reference first, to uint8 [1 + 4 (T - 1), H, W, 3]."""
+        moving, _ = self.codec.decode(latents[:, :, 1:], self._state)
+        pictures = torch.cat((self.picture[:, :, None], moving.float()), dim=2)[0].movedim(0, -1)
+        return ((pictures + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
 
 
 class Journal:
@@ -83,8 +105,3 @@ class Journal:
     def _write(self, record: dict[str, Any]) -> None:
         self._lines.write(json.dumps(record) + "\n")
         self._lines.flush()
-
-
-def as_frames(pictures: Tensor) -> Frames:
-    """Pictures [3, F, H, W] in -1..1 to uint8 [F, H, W, 3]."""
-    return ((pictures.float().movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()

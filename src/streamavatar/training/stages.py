@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,9 +29,10 @@ from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.ops.precision import half_is_fast
 from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
+from streamavatar.training.journal import Screen
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.audio import AudioMethod
-from streamavatar.training.methods.codec import DecoderMethod, fit_flow, fit_linear
+from streamavatar.training.methods.codec import DecoderMethod, fit_flow, fit_linear, to_unit
 from streamavatar.training.methods.ode import OdeMethod, trajectories
 from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.methods.teacher import TeacherMethod
@@ -207,14 +209,19 @@ class Run:
         return "adversarial" if recipe.adversarial else "sid" if recipe.sid else "student"
 
     def train(self, method: Method, config: TrainConfig, stage: str) -> None:
-        show = self._show() if config.sample_every and self.weights("codec").exists() else None
+        screen = self._screen() if config.sample_every else None
         about = {"recipe": asdict(self.recipe)}
-        Trainer(method, config, self.folder / stage, self.progress, self.world, show=show, about=about).run()
+        Trainer(method, config, self.folder / stage, self.progress, self.world, screen=screen, about=about).run()
 
-    def _show(self) -> Callable[[torch.Tensor], tuple[torch.Tensor, int]]:
-        """Latents to pictures by the codec as it stands."""
-        codec, fps = self.build("codec").codec.to(self.device), self.recipe.model.geometry.fps
-        return lambda latents: (codec.decode_clip(latents), fps)
+    def _screen(self) -> Screen | None:
+        """The codec as it is trained by now, and the first person of its data."""
+        frames = self.folder / "linear" / "frames" / "frames-00000.npz"
+        if not (frames.exists() and self.weights("codec").exists()):
+            return None
+        with np.load(frames) as loaded:
+            picture = to_unit(loaded["frames"][0, :1])[None, :, 0].to(self.device)
+        with torch.no_grad():
+            return Screen(self.build("codec").codec.to(self.device), picture, self.recipe.model.geometry.fps)
 
     def prepared(self, make: Callable[[], Made]) -> Made:
         """Data that `make` writes, or finds written: the first rank makes it, then all have it."""

@@ -28,7 +28,7 @@ from streamavatar.provenance import commit
 from streamavatar.seeds import seed_for
 from streamavatar.training.checkpoint import Checkpoints
 from streamavatar.training.ema import Ema
-from streamavatar.training.journal import Journal, as_frames
+from streamavatar.training.journal import Journal, Screen
 from streamavatar.training.parallel import World, average_gradients, clip_gradients, local, release, shard
 
 
@@ -125,8 +125,8 @@ class Method(ABC):
             the sum of what they count, so that the parts of a batch can be averaged rightly; it is not logged.
         """
 
-    def sample(self, draws: Draws) -> Tensor | None:
-        """Latents [1, C, T, H, W] made as at run time, reference first, longer than what is trained on; or nothing."""
+    def sample(self, draws: Draws, reference: Tensor) -> Tensor | None:
+        """Latents [1, C, T, H, W] made of a person's as at run time, longer than what is trained on; or nothing."""
         return None
 
 
@@ -186,7 +186,7 @@ class Trainer:
         progress: told about every step.
         world: the ranks, and this one's device, where the networks are moved; methods make their tensors there, since
             it is the default while they run.
-        show: latents [1, C, T, H, W] to pictures [1, 3, F, H, W] in -1..1 and their rate, for sample videos.
+        screen: where samples are shown; none are made without it.
         about: further settings that every checkpoint carries.
 
     Raises:
@@ -201,10 +201,10 @@ class Trainer:
         progress: Progress,
         world: World | None = None,
         *,
-        show: Callable[[Tensor], tuple[Tensor, int]] | None = None,
+        screen: Screen | None = None,
         about: dict[str, Any] | None = None,
     ) -> None:
-        self.method, self.config, self.folder, self.progress, self.show = method, config, folder, progress, show
+        self.method, self.config, self.folder, self.progress, self.screen = method, config, folder, progress, screen
         self.world = world or World()
         self.device = self.world.device
         self.bf16 = config.bf16 and half_is_fast(self.device)
@@ -256,8 +256,8 @@ class Trainer:
                     self.progress(self.folder.name, self.step, config.steps, f"{text} {speed:.2f} steps/s")
                 if self.step % config.save_every == 0 or last:
                     self.checkpoints.save(self.step, self._tensors())
-                if config.sample_every and (self.step % config.sample_every == 0 or last):
-                    self._sample(journal)
+                if self.screen and config.sample_every and (self.step % config.sample_every == 0 or last):
+                    self._sample(self.screen, journal)
         self.checkpoints.finish()
         self.main.ema.copy_to(self.method.module)
         return self.method.module
@@ -317,14 +317,13 @@ class Trainer:
                 f"is drawn from {self._seed}); the last checkpoint is intact: lower the learning rate and resume"
             )
 
-    def _sample(self, journal: Journal) -> None:
-        """Show what the averaged weights make of a clip; always the same one, with the same noise."""
+    def _sample(self, screen: Screen, journal: Journal) -> None:
+        """Show what the averaged weights make of a person; always the same one, with the same noise."""
         generator = torch.Generator(self.device).manual_seed(seed_for(self.config.seed, "sample"))
         with torch.no_grad(), self.main.ema.shown(), self.device:
-            latents = self.method.sample(Draws(generator))
-            if latents is not None and self.show is not None and self.world.first:
-                pictures, fps = self.show(latents)
-                journal.clip(self.step, as_frames(pictures[0]), fps)
+            latents = self.method.sample(Draws(generator), screen.reference)
+            if latents is not None and self.world.first:
+                journal.clip(self.step, screen.frames(latents), screen.fps)
 
     # checkpoints -----------------------------------------------------------------------------------
 

@@ -210,16 +210,6 @@ class LightCodec(nn.Module):
         frames = frames.unflatten(0, (batch, count)).flatten(1, 2).transpose(1, 2)
         return frames.clamp(-1, 1), replace(state, previous=latents[:, :, -1])
 
-    def decode_clip(self, latents: Tensor) -> Tensor:
-        """A clip's latents [B, C, 1 + n, h, w] to frames [B, 3, 1 + 4n, H, W], where the reference picture is gone.
-
-        What the linear part makes of the first latent stands for it, so pictures are softer than at run time.
-        """
-        reference = latents[:, :, 0].float()
-        picture = self._linear(reference)[:, -1].clamp(-1, 1)
-        state = DecoderState(reference, reference, picture, self.detail.look(picture))
-        return torch.cat((picture[:, :, None], self.decode(latents[:, :, 1:], state)[0]), dim=2)
-
     def _linear(self, latents: Tensor) -> Tensor:
         """Latents [N, C, h, w] to frames [N, 4, 3, H, W] through the transposed linear map."""
         with _without_autocast(latents.device):  # eight bits of mantissa would show as bands

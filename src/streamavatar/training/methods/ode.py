@@ -79,8 +79,8 @@ class OdeMethod(Method):
         super().to(device)
         self.clips, self.points, self.ends = self.clips.to(device), self.points.to(device), self.ends.to(device)
 
-    def sample(self, draws: Draws) -> Tensor:
-        return long_rollout(self.model, self.clips, draws)
+    def sample(self, draws: Draws, reference: Tensor) -> Tensor:
+        return long_rollout(self.model, self.clips, draws, reference)
 
     def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
         chosen = draws.randint(0, len(self.ends), batch)

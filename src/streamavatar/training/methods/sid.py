@@ -88,8 +88,8 @@ class SidMethod(Method):
         super().to(device)
         self.clips = self.clips.to(device)
 
-    def sample(self, draws: Draws) -> Tensor:
-        return long_rollout(self.student, self.clips, draws)
+    def sample(self, draws: Draws, reference: Tensor) -> Tensor:
+        return long_rollout(self.student, self.clips, draws, reference)
 
     def trains_critic(self, step: int) -> bool:
         return step % (self.config.ratio + 1) != self.config.ratio

@@ -59,8 +59,11 @@ def student_rollout(
     return torch.cat([clips.latents[:, :, :1], *(chunk.float() for chunk in chunks)], dim=2)
 
 
-def long_rollout(student: AvatarModel, clips: LatentSet, draws: Draws, times: int = 3) -> Tensor:
-    """The first clip, its audio heard `times` times over: longer than anything in training, where drift shows.
+def long_rollout(student: AvatarModel, clips: LatentSet, draws: Draws, reference: Tensor, times: int = 3) -> Tensor:
+    """A person who hears the first clip's audio `times` times over: longer than anything in training, so drift shows.
+
+    Args:
+        reference: latent of the person, [1, C, 1, H, W].
 
     Returns:
         float32 [1, C, T, H, W], the reference first.
@@ -73,7 +76,7 @@ def long_rollout(student: AvatarModel, clips: LatentSet, draws: Draws, times: in
     def again(tokens: Tensor) -> Tensor:
         return torch.cat((tokens[:, :1], *[tokens[:, 1:kept]] * times), dim=1)
 
-    conditions = replace(once, talk=again(once.talk), listen=again(once.listen))
+    conditions = replace(once, talk=again(once.talk), listen=again(once.listen), reference=reference)
     shape = (1, clip.latents.shape[1], size, *clip.latents.shape[3:])
     chunks = make_sequence(
         student.transformer,
@@ -83,4 +86,4 @@ def long_rollout(student: AvatarModel, clips: LatentSet, draws: Draws, times: in
         Passes.of(config),
         size,
     )
-    return torch.cat([clip.latents[:, :, :1], *(chunk.float() for chunk in chunks)], dim=2)
+    return torch.cat([reference, *(chunk.float() for chunk in chunks)], dim=2)
