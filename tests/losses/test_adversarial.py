@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamavatar.draws import Draws
 from streamavatar.losses.adversarial import disturb, penalty, relativistic
 from streamavatar.models.discriminator import Logits
 
@@ -50,12 +51,12 @@ def test_penalty_of_a_linear_discriminator_is_the_squared_gradient() -> None:
         return Logits((clips[:, :, 1:] * weight).sum((1, 2, 3, 4))[:, None], None)
 
     sd = 0.1
-    measured = penalty(judge(x), judge(disturb(x, sd, generator)))
+    measured = penalty(judge(x), judge(disturb(x, sd, Draws(generator))))
     assert measured.item() == pytest.approx(sd**2 * weight.square().sum().item(), rel=0.05)
 
 
 def test_the_reference_is_not_disturbed() -> None:
     x = torch.randn(2, 3, 4, 2, 2)
-    noisy = disturb(x, 0.1, torch.Generator().manual_seed(0))
+    noisy = disturb(x, 0.1, Draws.seeded(0))
     assert torch.equal(noisy[:, :, 0], x[:, :, 0])
     assert 0.05 < (noisy - x)[:, :, 1:].std() < 0.15

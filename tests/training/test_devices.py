@@ -11,6 +11,7 @@ import torch
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.recipes import RECIPES
 from streamavatar.synth.speech import flite_program
+from streamavatar.training.parallel import World
 from streamavatar.training.stages import STAGES, Run
 
 
@@ -18,6 +19,6 @@ from streamavatar.training.stages import STAGES, Run
 def test_every_stage_runs_on_a_gpu(tmp_path: Path) -> None:
     flite_program()
     recipe = replace(RECIPES["micro"](), workers=2)
-    Run(recipe, tmp_path, lambda stage, done, total, text: None, torch.device("cuda")).run(list(STAGES))
+    Run(recipe, tmp_path, lambda stage, done, total, text: None, World(torch.device("cuda"))).run(list(STAGES))
     model = AvatarModel.load(tmp_path / "model")
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())

@@ -18,6 +18,7 @@ from streamavatar.data.produce import produce
 from streamavatar.data.reader import ShardSet, WindowOrder
 from streamavatar.errors import UserError
 from streamavatar.geometry import Geometry
+from streamavatar.media import read_video
 from streamavatar.models.audio import AFTER
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.synth.source import Puppets
@@ -58,8 +59,13 @@ def give(run: Run, make_clips: Callable[..., LatentSet]) -> AvatarModel:
 
 def test_from_parts_to_a_model_folder(recipe: Recipe, tmp_path: Path, make_clips: Callable[..., LatentSet]) -> None:
     told: list[str] = []
+    recipe = replace(recipe, student=replace(SHORT, sample_every=4))
     run = Run(recipe, tmp_path / "run", lambda stage, *rest: told.append(stage))
     given = give(run, make_clips)
+    geometry = recipe.model.geometry
+    picture = np.full((1, 1, geometry.height, geometry.width, 3), 90, np.uint8)
+    (run.folder / "linear" / "frames").mkdir()
+    np.savez(run.folder / "linear" / "frames" / "frames-00000.npz", frames=picture)
     run.run(list(STAGES))
     assert all(run.done(stage) for stage in STAGES)
     assert set(told) == {"teacher", "pairs", "student"}  # this recipe has no SiD
@@ -72,8 +78,15 @@ def test_from_parts_to_a_model_folder(recipe: Recipe, tmp_path: Path, make_clips
     torch.testing.assert_close(model.transformer.reference_scale, given.codec.spread / given.codec.scale)
     assert model.transformer.head.head.weight.any()
 
+    frames = read_video(tmp_path / "run" / "student" / "samples" / "step-0000004.mp4")
+    longest = 1 + 3 * (recipe.window - 1)  # in latents; what it was trained on, three times over
+    assert frames.shape == (geometry.frames_of(longest), geometry.height, geometry.width, 3)
+
     told.clear()
     Run(recipe, tmp_path / "run", lambda stage, *rest: told.append(stage)).run(list(STAGES))
+    assert told == []
+    otherwise = replace(SHORT, accumulate=2, recompute=True, async_save=True)  # how, not what
+    Run(replace(recipe, teacher=otherwise), tmp_path / "run", lambda stage, *rest: told.append(stage)).run(["teacher"])
     assert told == []
 
 

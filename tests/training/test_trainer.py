@@ -15,8 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamavatar.draws import Draws
 from streamavatar.errors import UserError
-from streamavatar.training.checkpoint import load_latest, steps_in
+from streamavatar.media import read_video
+from streamavatar.seeds import seed_for
+from streamavatar.training.checkpoint import steps_in
+from streamavatar.training.journal import Screen
 from streamavatar.training.trainer import Method, TrainConfig, Trainer
 
 CONFIG = TrainConfig(steps=20, batch=4, lr=0.05, warmup=3, bf16=False, save_every=5, log_every=4)
@@ -32,10 +36,10 @@ class Line(Method):
         self.disturb = disturb
         self.steps: list[int] = []
 
-    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
         self.steps.append(step)
-        x = torch.randn(batch, 3, generator=generator)
-        error = self.module(x) - x.sum(1, keepdim=True) - torch.randn(batch, 1, generator=generator)
+        x = draws.randn(batch, 3)
+        error = self.module(x) - x.sum(1, keepdim=True) - draws.randn(batch, 1)
         return {"loss": self.disturb(step, error.square().mean()), "largest": error.abs().max()}
 
 
@@ -61,10 +65,13 @@ def same(a: Any, b: Any) -> bool:
     return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in pairs)
 
 
-def newest(folder: Path) -> tuple[int, dict[str, Any]]:
-    found = load_latest(folder)
-    assert found is not None
-    return found
+def newest(folder: Path, method: Line | None = None) -> tuple[int, dict[str, Tensor]]:
+    """Step and tensors of the newest checkpoint."""
+    reader = Trainer(method or Line(), CONFIG, folder, quiet)
+    tensors = reader._tensors()
+    step = reader.checkpoints.load(tensors, pytest.fail)
+    assert step is not None
+    return step, tensors
 
 
 class Stop(Exception):
@@ -108,17 +115,17 @@ spec = spec_from_file_location("test_trainer", sys.argv[1])
 tests = module_from_spec(spec)
 sys.modules["test_trainer"] = tests
 spec.loader.exec_module(tests)
-saves, save = [], torch.save
+from streamavatar.training.checkpoint import Checkpoints
 
-def die_in_the_third(state, file):
-    saves.append(1)
-    if len(saves) < 3:
-        return save(state, file)
-    file.write(b"half a checkpoint")
-    file.flush()
+closes, close = [], Checkpoints._close
+
+def die_in_the_third(self, step):
+    closes.append(1)
+    if len(closes) < 3:
+        return close(self, step)
     os.kill(os.getpid(), signal.SIGKILL)
 
-torch.save = die_in_the_third
+Checkpoints._close = die_in_the_third
 tests.train(Path(sys.argv[2]), tests.Line())
 """
 
@@ -157,7 +164,9 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, value: float) -> None:
     def disturb(step: int, loss: Tensor) -> Tensor:
         return loss * value if step == 12 else loss
 
-    with pytest.raises(UserError, match=r"the loss is not finite at step 12 \(seed 0\).*checkpoint is intact"):
+    with pytest.raises(
+        UserError, match=r"the loss is not finite at step 12 \(seed 0; its batch is drawn from \d+\).*intact"
+    ):
         train(tmp_path, Line(disturb))
     step, state = newest(tmp_path)
     assert step == 10
@@ -193,9 +202,11 @@ def test_the_result_is_the_average(tmp_path: Path) -> None:
     trainer = train(tmp_path, Line())
     _, state = newest(tmp_path)
     weights = dict(trainer.method.module.named_parameters())
-    for name, value in state["ema"].items():
+    averages = {name.removeprefix("main.ema."): value for name, value in state.items() if ".ema." in name}
+    assert averages
+    for name, value in averages.items():
         assert torch.equal(weights[name], value)
-        assert not torch.equal(state["module"][name], value)
+        assert not torch.equal(state[f"main.module.{name}"], value)
 
 
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
@@ -229,7 +240,7 @@ def test_the_rate_reaches_the_optimizer(tmp_path: Path) -> None:
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     """Adam forgets scale, so one clipped step is told by the moments that it leaves."""
     train(tmp_path, Line(lambda step, loss: 1e4 * loss), replace(CONFIG, steps=1, clip=0.5))
-    moments = [s["exp_avg"] for s in newest(tmp_path)[1]["optimizer"]["state"].values()]
+    moments = [value for name, value in newest(tmp_path)[1].items() if name.endswith(".exp_avg")]
     norm = torch.stack([m.square().sum() for m in moments]).sum().sqrt()
     assert float(norm) == pytest.approx(0.1 * 0.5, rel=1e-4)
 
@@ -243,3 +254,117 @@ def test_log_and_progress(tmp_path: Path) -> None:
     assert {"step", "lr", "loss", "largest", "grad"} <= lines[0].keys()
     assert told == [("stage", 4, 10), ("stage", 8, 10), ("stage", 10, 10)]
     assert steps_in(tmp_path / "stage") == [5, 10]
+
+
+# parts of a batch, old checkpoints, samples --------------------------------------------------------
+
+
+def test_micro_batches_make_the_same_step(tmp_path: Path) -> None:
+    one, four = (
+        train(tmp_path / str(n) / "line", Line(), replace(CONFIG, steps=3, batch=8, accumulate=n)) for n in (1, 4)
+    )
+    for name, value in one._tensors().items():
+        torch.testing.assert_close(four._tensors()[name], value, rtol=1e-5, atol=1e-6)
+    logs = [(tmp_path / n / "line" / "log.jsonl").read_text().splitlines() for n in ("1", "4")]
+    assert json.loads(logs[1][-1])["loss"] == pytest.approx(json.loads(logs[0][-1])["loss"], rel=1e-5)
+
+
+def test_a_batch_that_cannot_be_divided(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a batch of 4 cannot be divided by 3 \(1 ranks x accumulate=3\)"):
+        Trainer(Line(), replace(CONFIG, accumulate=3), tmp_path, quiet)
+
+
+def test_a_checkpoint_of_the_former_format_goes_on(tmp_path: Path) -> None:
+    whole = train(tmp_path / "a" / "line", Line())
+    half = Trainer(Line(stop_at(10)), CONFIG, tmp_path / "b" / "line", quiet)
+    with pytest.raises(Stop):
+        half.run()
+    main = half.main
+    old = {
+        "module": main.module.state_dict(),
+        "optimizer": main.optimizer.state_dict(),
+        "ema": main.ema.state_dict(),
+    }
+    folder = tmp_path / "c" / "line" / "step-0000010"
+    folder.mkdir(parents=True)
+    torch.save(old, folder / "state.pt")
+    resumed = train(tmp_path / "c" / "line", Line())
+    assert resumed.method.steps[0] == 10  # type: ignore[attr-defined]
+    assert same(whole.method.module.state_dict(), resumed.method.module.state_dict())
+
+
+def test_a_refused_checkpoint_is_named(tmp_path: Path) -> None:
+    whole = train(tmp_path / "a" / "line", Line())
+    with pytest.raises(Stop):
+        train(tmp_path / "b" / "line", Line(stop_at(12)))
+    (tmp_path / "b" / "line" / "step-0000010" / "COMPLETE").unlink()
+    told: list[str] = []
+    resumed = Trainer(Line(), CONFIG, tmp_path / "b" / "line", lambda stage, done, total, text: told.append(text))
+    resumed.run()
+    assert told[0].startswith("step-0000010 is refused: it has no COMPLETE")
+    assert told[0] in (tmp_path / "b" / "line" / "log.jsonl").read_text()
+    assert same(whole.method.module.state_dict(), resumed.method.module.state_dict())
+
+
+class Seen(Line):
+    """Shows its weights as latents."""
+
+    def sample(self, draws: Draws, reference: Tensor) -> Tensor:
+        weight = self.module[0].weight.detach()[None, :, :, None, None]  # type: ignore[index]
+        return weight + draws.randn(1, 8, 3, 1, 1) + reference
+
+
+class Glass:
+    """A codec that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def open(self, picture: Tensor) -> tuple[Tensor, str]:
+        return picture.mean() + torch.zeros(1, 8, 1, 1, 1), "opened"
+
+    def decode(self, latents: Tensor, state: str) -> tuple[Tensor, str]:
+        assert state == "opened"
+        self.seen.append(latents.clone())
+        return torch.linspace(-1, 1, 8)[:, None, None].expand(1, 3, 8, 32, 64), state
+
+
+def test_samples_are_shown_and_change_nothing(tmp_path: Path) -> None:
+    """By the averaged weights, as video and for TensorBoard; training goes on as without."""
+    glass = Glass()
+    screen = Screen(glass, torch.full((1, 3, 32, 64), 0.5), 25)
+    plain = train(tmp_path / "a" / "line", Line())
+    folder = tmp_path / "b" / "line"
+    trainer = Trainer(Seen(), replace(CONFIG, sample_every=8), folder, quiet, screen=screen)
+    trainer.run()
+    assert same(plain.method.module.state_dict(), trainer.method.module.state_dict())
+    assert [p.name for p in sorted((folder / "samples").iterdir())] == [
+        "step-0000008.mp4",
+        "step-0000016.mp4",
+        "step-0000020.mp4",
+    ]
+    frames = read_video(folder / "samples" / "step-0000008.mp4")
+    assert frames.shape == (9, 32, 64, 3)
+    assert abs(int(frames[0, 16, 32, 0]) - 191) < 4  # the picture
+    assert frames[1].mean() < 4 < 250 < frames[8].mean()
+    assert not torch.equal(glass.seen[0], glass.seen[1])
+    average = trainer.method.module[0].weight.detach()  # type: ignore[index]  # the last sample was made of it
+    noise = Draws.seeded(seed_for(0, "sample")).randn(1, 8, 3, 1, 1)
+    assert torch.equal(glass.seen[-1], (average[None, :, :, None, None] + noise + 0.5)[:, :, 1:])
+
+
+def test_curves_for_tensorboard(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Stop):
+        train(tmp_path / "line", Line(stop_at(14)))
+    train(tmp_path / "line", Line())
+    events = reader.EventAccumulator(str(tmp_path / "line" / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [4, 8, 12, 16, 20]
+    lines = [json.loads(line) for line in (tmp_path / "line" / "log.jsonl").read_text().splitlines()]
+    assert events.Scalars("loss")[-1].value == pytest.approx(lines[-1]["loss"])
+
+
+def test_without_tensorboard_there_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train(tmp_path, Line())
+    assert "no curves for TensorBoard" in (tmp_path / "log.jsonl").read_text().splitlines()[0]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from streamavatar.cli.common import DeviceOption, console, torch_device
 from streamavatar.errors import UserError
+
+if TYPE_CHECKING:
+    from streamavatar.training.parallel import World
+    from streamavatar.training.trainer import Progress
 
 
 def train(
@@ -31,7 +38,7 @@ def train(
         float, typer.Option(min=0.01, max=1.0, help="Share of their products per second that training reaches.")
     ] = 0.4,
 ) -> None:
-    """Train a model on this machine; run the same command again to go on after a stop."""
+    """Train a model; run the same command again to go on after a stop. torchrun starts it on many GPUs."""
     import torch
 
     try:
@@ -51,25 +58,60 @@ def train(
     if dry_run:
         _print_costs(settings, wanted, gpus, gpu, utilisation)
         return
-    where = torch_device(device)
     if threads:
         torch.set_num_threads(threads)
     folder = out or Path("runs") / recipe
-    _print_memory(settings, wanted, folder)
+    with _world(device) as world:
+        if world.first:
+            _print_memory(settings, wanted, folder)
+        try:
+            with _progress(shown=world.first) as tell:
+                Run(settings, folder, tell, world).run(wanted)
+        except OSError as error:
+            raise UserError(f"{folder}: {error}; what is finished stays: mend that and run the same command") from error
+        if world.first:
+            print(f"{folder}: done; the model is in {folder / 'model'}")
+
+
+@contextmanager
+def _world(device: str) -> Iterator[World]:
+    """This process alone, or among those that torchrun started."""
+    from streamavatar.training.parallel import World, join, leave
+
+    said = os.environ
+    if "TORCHELASTIC_RUN_ID" not in said:
+        yield World(torch_device(device))
+        return
+    where = torch_device(f"cuda:{said['LOCAL_RANK']}" if device == "cuda" else device)
+    rank = int(said["RANK"])
+    yield join(
+        where,
+        rank,
+        int(said["WORLD_SIZE"]),
+        said["MASTER_ADDR"],
+        int(said["MASTER_PORT"]),
+        attempt=int(said["TORCHELASTIC_RESTART_COUNT"]),
+        serve=rank == 0 and said.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+    )
+    leave()  # only when all went well: after an error the others are not where they could take part
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Progress]:
+    """A bar per stage, or nothing."""
+    if not shown:
+        yield lambda stage, done, total, text: None
+        return
     columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[text]}"), console=console()) as progress:
+    with Bars(*columns, TextColumn("{task.fields[text]}"), console=console()) as bars:
         tasks: dict[str, Any] = {}
 
         def tell(stage: str, done: int, total: int, text: str) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total, text="")
-            progress.update(tasks[stage], completed=done, total=total, text=text)
+                tasks[stage] = bars.add_task(stage, total=total, completed=done, text="")  # the rate starts from here
+            bars.update(tasks[stage], completed=done, total=total, text=text)
 
-        try:
-            Run(settings, folder, tell, where).run(wanted)
-        except OSError as error:
-            raise UserError(f"{folder}: {error}; what is finished stays: mend that and run the same command") from error
-    print(f"{folder}: done; the model is in {folder / 'model'}")
+        yield tell
 
 
 def _print_costs(recipe: Any, stages: list[str], gpus: int, kind: str, utilisation: float) -> None:

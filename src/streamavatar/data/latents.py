@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from streamavatar.draws import Draws
 from streamavatar.errors import UserError
 from streamavatar.models.audio import AFTER, BEFORE
 
@@ -47,11 +48,11 @@ class LatentSet:
         values = {f.name: getattr(self, f.name)[index] for f in fields(self)}
         return LatentSet(**{name: v if name == "state" else v.float() for name, v in values.items()})
 
-    def draw(self, count: int, latents: int, generator: torch.Generator) -> LatentSet:
+    def draw(self, count: int, latents: int, draws: Draws) -> LatentSet:
         """`count` random windows of `latents` latents (see :meth:`crop`), float32."""
-        clips = self.take(torch.randint(len(self), (count,), generator=generator, device=generator.device))
+        clips = self.take(draws.randint(0, len(self), count))
         last = self.latents.shape[2] - latents + 1
-        return clips.crop(torch.randint(1, last + 1, (count,), generator=generator, device=generator.device), latents)
+        return clips.crop(draws.randint(1, last + 1, count), latents)
 
     def crop(self, starts: Tensor, latents: int) -> LatentSet:
         """Windows of the clips, each with the clip's own reference before it.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from streamavatar.draws import Draws
 from streamavatar.models.discriminator import Logits
 
 
@@ -38,8 +39,8 @@ def _over_branches(a: Logits, b: Logits, term: Callable[[Tensor], Tensor], globa
     return total
 
 
-def disturb(x: Tensor, sd: float, generator: torch.Generator) -> Tensor:
+def disturb(x: Tensor, sd: float, draws: Draws) -> Tensor:
     """x with noise on all but the reference latent, [B, C, T, H, W]."""
-    noise = sd * torch.randn(x.shape, generator=generator).to(x)
+    noise = sd * draws.randn(*x.shape).to(x)
     noise[:, :, 0] = 0
     return x + noise

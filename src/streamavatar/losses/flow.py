@@ -19,9 +19,8 @@ def sample_loss(estimate: Tensor, x0: Tensor, keep: Tensor, weight: Tensor | Non
     Returns:
         A scalar; 0 if nothing counts.
     """
-    share = keep[:, :, None, None] if weight is None else keep[:, :, None, None] * weight
     error = (estimate - x0).float().square().mean(1)
-    return (error * share).sum() / share.expand_as(error).sum().clamp_min(1e-6)
+    return (error * _share(keep, weight)).sum() / importance(x0, keep, weight)
 
 
 def velocity_loss(estimate: Tensor, x0: Tensor, sigma: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -34,8 +33,15 @@ def velocity_loss(estimate: Tensor, x0: Tensor, sigma: Tensor, weight: Tensor | 
         sigma: noise levels [B, T]; 0 where a latent was given clean, which does not count.
         weight: see :func:`sample_loss`.
     """
-    share = (sigma > 0).to(sigma.dtype) / sigma.clamp_min(SMALLEST).square()
-    error = (estimate - x0).float().square().mean(1) * share[:, :, None, None]
-    counts = (sigma > 0).to(error.dtype)[:, :, None, None]
-    counts = counts if weight is None else counts * weight
-    return (error * counts).sum() / counts.expand_as(error).sum().clamp_min(1e-6)
+    noisy = (sigma > 0).to(sigma.dtype)
+    error = (estimate - x0).float().square().mean(1) / sigma.clamp_min(SMALLEST).square()[:, :, None, None]
+    return (error * _share(noisy, weight)).sum() / importance(x0, noisy, weight)
+
+
+def importance(x0: Tensor, keep: Tensor, weight: Tensor | None = None) -> Tensor:
+    """What all latents count together, by which the losses divide; parts of a batch are averaged by it."""
+    return _share(keep, weight).expand_as(x0[:, 0]).sum().clamp_min(1e-6)
+
+
+def _share(keep: Tensor, weight: Tensor | None) -> Tensor:
+    return keep[:, :, None, None] if weight is None else keep[:, :, None, None] * weight

@@ -105,11 +105,11 @@ class Discriminator(nn.Module):
         gathered = [former(tokens, latents) for former, tokens in zip(self.formers, tapped, strict=True)]
         features = self.merge(torch.cat(gathered, dim=-1))
         if self.branches == "single":
-            return Logits(None, self.overall(features[:, 0])[:, 0].float())
-        local = self.local(features[:, 1:])[..., 0].float()
+            return Logits(None, self.overall(features[:, 0]).float().sum(-1))
+        local = self.local(features[:, 1:]).float().sum(-1)  # of one number, as no view is: FSDP hooks on it
         if self.branches == "local":
             return Logits(local, None)
-        return Logits(local, self.overall(self._summary(features))[:, 0].float())
+        return Logits(local, self.overall(self._summary(features)).float().sum(-1))
 
     def _summary(self, features: Tensor) -> Tensor:
         """[B, T, width] to [B, width]."""

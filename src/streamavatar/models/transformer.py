@@ -365,4 +365,7 @@ class Transformer(nn.Module):
     def _unpatchify(self, tokens: Tensor, latents: int, grid: tuple[int, int]) -> Tensor:
         p = self.config.patch
         x = tokens.unflatten(-1, (p, p, -1)).unflatten(1, (latents, *grid))
-        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4).contiguous()
+        x = x.permute(0, 6, 1, 2, 4, 3, 5)
+        return x.reshape(
+            *x.shape[:3], grid[0] * p, grid[1] * p
+        )  # one copy, and no view: FSDP hooks on what is returned

@@ -77,7 +77,7 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
 
 def gated_twin(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     latents = (gate.shape[1], -1)
-    return (x.unflatten(1, latents) + update.unflatten(1, latents) * gate[:, :, None]).flatten(1, 2)
+    return x + (update.unflatten(1, latents) * gate[:, :, None]).flatten(1, 2)
 
 
 # RMS norm and rotation of queries and keys ---------------------------------------------------------

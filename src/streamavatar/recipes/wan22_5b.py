@@ -22,8 +22,9 @@ from streamavatar.training.methods.adversarial import AdversarialConfig
 from streamavatar.training.methods.decoder import DecoderLossConfig, PrunedDecoderMethod
 from streamavatar.training.methods.sid import SidConfig
 from streamavatar.training.methods.teacher import TeachingConfig
+from streamavatar.training.parallel import CPU, World
 from streamavatar.training.stages import Recipe
-from streamavatar.training.trainer import CPU, Progress, TrainConfig, Trainer
+from streamavatar.training.trainer import Progress, TrainConfig, Trainer
 
 __all__ = ["full", "pruned_decoder", "small_wan", "transformer", "wan22_5b"]
 
@@ -158,6 +159,6 @@ def pruned_decoder(
     small = prune(full, widths, latents[:4, :, :4].to(full.post_quant_conv.weight.device).float())
     method = PrunedDecoderMethod(full, small, latents, marked, loss)
     settings = config or TrainConfig(steps=20000, batch=8, lr=3e-4, warmup=200, ema=0.999, save_every=500)
-    Trainer(method, settings, folder, progress, device).run()
+    Trainer(method, settings, folder, progress, World(device)).run()
     save_decoder(small, decoder_file(model, "pruned"))
     return small

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from streamavatar.data.latents import LatentSet
+from streamavatar.draws import Draws
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.discriminator import Discriminator, default_taps
 from streamavatar.models.memory import RESERVE
@@ -29,6 +30,7 @@ from streamavatar.models.transformer import Conditions
 from streamavatar.ops.attention import using
 from streamavatar.training.lora import adapted, bases
 from streamavatar.training.methods.teacher import trainable
+from streamavatar.training.parallel import CPU
 from streamavatar.training.stages import Recipe
 from streamavatar.training.trainer import Method, TrainConfig
 from streamavatar.training.work import Passes
@@ -193,10 +195,21 @@ def count(method: Method, step: int, batch: int = 1) -> Step:
     known += [t.grad for t in known if t.grad is not None]
     known += [t for value in vars(method).values() for t in _tensors(value)]
     device = known[0].device
-    generator = torch.Generator()
+    draws = _Shapes(torch.Generator(), where=device)
     with Counter(known) as counter, device, _HalfInputs():
-        method.loss(step, batch, generator)["loss"].backward()
+        method.loss(step, batch, draws)["loss"].backward()
     return Step(counter.flop, counter.peak)
+
+
+@dataclass(frozen=True)
+class _Shapes(Draws):
+    """Draws on a device that has no generator, such as meta."""
+
+    where: torch.device = CPU
+
+    @property
+    def device(self) -> torch.device:
+        return self.where
 
 
 def _tensors(value: Any) -> list[Tensor]:

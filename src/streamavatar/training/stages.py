@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -25,16 +29,19 @@ from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.ops.precision import half_is_fast
 from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
+from streamavatar.training.journal import Screen
 from streamavatar.training.lora import LoraConfig, adapted, halve, merge
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.audio import AudioMethod
-from streamavatar.training.methods.codec import DecoderMethod, fit_flow, fit_linear
+from streamavatar.training.methods.codec import DecoderMethod, fit_flow, fit_linear, to_unit
 from streamavatar.training.methods.ode import OdeMethod, trajectories
 from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.methods.teacher import TeacherMethod, TeachingConfig
-from streamavatar.training.trainer import CPU, Method, Progress, TrainConfig, Trainer
+from streamavatar.training.parallel import World, gather
+from streamavatar.training.trainer import HOW, Method, Progress, TrainConfig, Trainer
 
 DONE = "DONE"
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -106,15 +113,21 @@ class Run:
         recipe: what to do.
         folder: where; made if missing.
         progress: told about every step.
-        device: where networks are trained.
+        world: the ranks that train together, and where this one's networks are.
 
     Raises:
         UserError: if the folder holds a run of another recipe.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, progress: Progress, device: torch.device = CPU) -> None:
-        self.recipe, self.folder, self.progress, self.device = recipe, folder, progress, device
-        record, ours = folder / "recipe.json", asdict(recipe)
+    def __init__(self, recipe: Recipe, folder: Path, progress: Progress, world: World | None = None) -> None:
+        self.recipe, self.folder, self.progress, self.world = recipe, folder, progress, world or World()
+        self.device = self.world.device
+        self.world.once(self._claim)
+
+    def _claim(self) -> None:
+        """Write down whose folder this is."""
+        folder = self.folder
+        record, ours = folder / "recipe.json", asdict(self.recipe)
         found = json.loads(record.read_text()) if record.exists() else ours
         if changed := [
             key
@@ -137,11 +150,25 @@ class Run:
     def run(self, names: list[str]) -> None:
         """Run the named stages that are not done; what builds on one that runs, finished or not, starts anew."""
         for name in names:
-            if not self.done(name):
-                for later in _builders_on(name):
-                    shutil.rmtree(self.folder / later, ignore_errors=True)
+            if self.world.once(partial(self.done, name)):
+                continue
+            self.world.once(partial(self._forget, _builders_on(name)))
+            if STAGES[name].shared:
                 STAGES[name].work(self)
-                self.mark(name)
+                self.world.meet()
+            else:
+                self.world.once(partial(STAGES[name].work, self._alone()))
+            self.world.once(partial(self.mark, name))
+
+    def _alone(self) -> Run:
+        """The same run on this rank alone."""
+        run = copy(self)
+        run.world = World(self.device)
+        return run
+
+    def _forget(self, stages: set[str]) -> None:
+        for name in stages:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def mark(self, name: str) -> None:
         """Record that a stage has finished with these settings."""
@@ -150,8 +177,8 @@ class Run:
 
     def _settings(self, name: str) -> str:
         """The part of the recipe that a stage depends on, as text."""
-        whole = asdict(self.recipe)
-        return json.dumps({key: whole[key] for key in ("model", "seed", *STAGES[name].settings)}, indent=2) + "\n"
+        whole, keys = asdict(self.recipe), ("model", "seed", *STAGES[name].settings)
+        return json.dumps({key: _without(whole[key], HOW) for key in keys}, indent=2) + "\n"
 
     # shared by the stages --------------------------------------------------------------------------
 
@@ -159,7 +186,8 @@ class Run:
         return self.folder / f"{part}.safetensors"
 
     def keep(self, module: nn.Module, part: str) -> None:
-        save_file({k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}, self.weights(part))
+        values = gather(module, self.world)
+        self.world.once(lambda: save_file(values, self.weights(part)))
 
     def restore(self, module: nn.Module, part: str) -> None:
         if not self.weights(part).exists():
@@ -222,7 +250,25 @@ class Run:
         return "adversarial" if recipe.adversarial else "sid" if recipe.sid else "student"
 
     def train(self, method: Method, config: TrainConfig, stage: str) -> None:
-        Trainer(method, config, self.folder / stage, self.progress, self.device).run()
+        screen = self._screen() if config.sample_every else None
+        about = {"recipe": asdict(self.recipe)}
+        Trainer(method, config, self.folder / stage, self.progress, self.world, screen=screen, about=about).run()
+
+    def _screen(self) -> Screen | None:
+        """The codec as it is trained by now, and the first person of its data."""
+        frames = self.folder / "linear" / "frames" / "frames-00000.npz"
+        if not (frames.exists() and self.weights("codec").exists()):
+            return None
+        with np.load(frames) as loaded:
+            picture = to_unit(loaded["frames"][0, :1])[None, :, 0].to(self.device)
+        with torch.no_grad():
+            return Screen(self.build("codec").codec.to(self.device), picture, self.recipe.model.geometry.fps)
+
+    def prepared(self, make: Callable[[], Made]) -> Made:
+        """Data that `make` writes, or finds written: the first rank makes it, then all have it."""
+        if self.world.size > 1:
+            self.world.once(lambda: bool(make()))
+        return make()
 
     def tell(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total, "shards")
@@ -234,15 +280,17 @@ def audio_stage(run: Run) -> None:
     if recipe.audio is None:
         run.keep(run.build().audio.encoder, "audio")
         return
-    spoken = make_speech(
-        run.folder / "speech",
-        seed=recipe.seed,
-        dialogues=recipe.dialogues,
-        seconds=recipe.dialogue_seconds,
-        varied=recipe.varied_speech,
-        fps=recipe.model.geometry.fps,
-        workers=recipe.workers,
-        tell=lambda done, total: run.progress("speech", done, total, "dialogues"),
+    spoken = run.prepared(
+        lambda: make_speech(
+            run.folder / "speech",
+            seed=recipe.seed,
+            dialogues=recipe.dialogues,
+            seconds=recipe.dialogue_seconds,
+            varied=recipe.varied_speech,
+            fps=recipe.model.geometry.fps,
+            workers=recipe.workers,
+            tell=lambda done, total: run.progress("speech", done, total, "dialogues"),
+        )
     )
     model = run.build()
     run.train(AudioMethod(model.audio.encoder, *spoken), recipe.audio, "audio")
@@ -282,7 +330,7 @@ def decoder_stage(run: Run) -> None:
     """Train the codec's decoder."""
     model = run.build("linear")
     if run.recipe.decoder is not None:
-        run.train(DecoderMethod(model.codec, _footage(run)), run.recipe.decoder, "decoder")
+        run.train(DecoderMethod(model.codec, run.prepared(partial(_footage, run))), run.recipe.decoder, "decoder")
     run.keep(model.codec, "codec")
 
 
@@ -340,7 +388,7 @@ def pairs_stage(run: Run) -> None:
     model.requires_grad_(False).to(device)
     clips = LatentSet.load(run.folder / "clips")
     size = 32
-    for start in range(0, recipe.pairs, size):
+    for start in range(0, recipe.pairs, size)[run.world.rank :: run.world.size]:
         path = folder / f"pairs-{start:06d}.safetensors"
         if not path.exists():
             chosen = torch.arange(start, min(start + size, recipe.pairs)) % len(clips)
@@ -421,25 +469,33 @@ def _record(folder: Path) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a recipe: what it does, the stages it builds on, and the settings it depends on."""
+    """One step of a recipe: what it does, the stages it builds on, and the settings it depends on.
+
+    All ranks do what is `shared`; the others wait while the first does the rest.
+    """
 
     work: Callable[[Run], None]
     needs: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    shared: bool = False
 
 
 STAGES = {
-    "audio": Stage(audio_stage, (), ("start", "audio", "dialogues", "dialogue_seconds", "varied_speech")),
+    "audio": Stage(audio_stage, (), ("start", "audio", "dialogues", "dialogue_seconds", "varied_speech"), shared=True),
     "linear": Stage(linear_stage, (), ("start", "codec_clips", "latents", "data")),
     "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents", "data")),
-    "decoder": Stage(decoder_stage, ("linear",), ("decoder",)),
-    "teacher": Stage(teacher_stage, ("clips",), ("start", "teacher", "teaching", "lora", "window")),
-    "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "causal", "window", "solver_steps", "guidance")),
-    "student": Stage(student_stage, ("pairs",), ("student",)),
-    "sid": Stage(sid_stage, ("student",), ("sid", "distillation")),
-    "adversarial": Stage(adversarial_stage, ("sid", "clips"), ("adversarial", "refinement")),
+    "decoder": Stage(decoder_stage, ("linear",), ("decoder",), shared=True),
+    "teacher": Stage(teacher_stage, ("clips",), ("start", "teacher", "teaching", "lora", "window"), shared=True),
+    "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "causal", "window", "solver_steps", "guidance"), shared=True),
+    "student": Stage(student_stage, ("pairs",), ("student",), shared=True),
+    "sid": Stage(sid_stage, ("student",), ("sid", "distillation"), shared=True),
+    "adversarial": Stage(adversarial_stage, ("sid", "clips"), ("adversarial", "refinement"), shared=True),
     "export": Stage(export_stage, ("adversarial", "decoder")),
 }
+
+
+def _without(value: Any, keys: tuple[str, ...]) -> Any:
+    return {k: v for k, v in value.items() if k not in keys} if isinstance(value, dict) else value
 
 
 def _builders_on(name: str) -> set[str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from streamavatar.data.latents import LatentSet
+from streamavatar.draws import Draws
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.trainer import TrainConfig, Trainer
@@ -31,7 +32,7 @@ def make_method(make_model: Callable[..., AvatarModel], make_clips: Callable[...
 
 
 def step(method: AdversarialMethod, number: int) -> None:
-    method.loss(number, 2, torch.Generator().manual_seed(3))["loss"].backward()
+    method.loss(number, 2, Draws.seeded(3))["loss"].backward()
 
 
 @pytest.mark.parametrize("branches", ["single", "local", "pooled", "full"])
@@ -51,7 +52,7 @@ def test_turns(make_method: MakeMethod, branches: str) -> None:
 def test_the_penalty_flattens_the_discriminator(make_method: MakeMethod) -> None:
     torch.manual_seed(0)
     free, flat = (make_method(penalty_weight=weight) for weight in (0.0, 10.0))
-    losses = [m.loss(0, 2, torch.Generator().manual_seed(3)) for m in (free, flat)]
+    losses = [m.loss(0, 2, Draws.seeded(3)) for m in (free, flat)]
     assert losses[1]["loss"] > losses[0]["loss"]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from streamavatar.config import CodecConfig
 from streamavatar.data.prepare import Footage
+from streamavatar.draws import Draws
 from streamavatar.geometry import Geometry
 from streamavatar.models.codec import LightCodec
 from streamavatar.training.methods.codec import DecoderMethod, fit_linear, fit_scale, to_unit
@@ -80,7 +81,7 @@ def test_latents_are_centred_and_moving_channels_are_of_one_order(codec: LightCo
 
 def test_only_the_decoder_s_convolutions_learn(codec: LightCodec, clips: np.ndarray, mouths: Tensor) -> None:
     method = DecoderMethod(codec, Footage(clips, mouths))
-    values = method.loss(0, 2, torch.Generator().manual_seed(0))
+    values = method.loss(0, 2, Draws.seeded(0))
     values["loss"].backward()
     learning = {name for name, p in codec.named_parameters() if p.grad is not None}
     assert learning == {name for name, _ in codec.named_parameters() if name.startswith("detail.")}
@@ -92,7 +93,7 @@ def test_the_decoder_learns(codec: LightCodec, clips: np.ndarray, mouths: Tensor
     optimizer = torch.optim.Adam(codec.detail.parameters(), 3e-3)
     losses = []
     for _ in range(25):
-        loss = method.loss(0, 4, torch.Generator().manual_seed(0))["loss"]
+        loss = method.loss(0, 4, Draws.seeded(0))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

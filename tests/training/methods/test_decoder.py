@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from streamavatar.config import WanCodecConfig
+from streamavatar.draws import Draws
 from streamavatar.models.codec.choice import decoder_file, fill_decoder, make_decoder, read_config
 from streamavatar.models.codec.prune import prune
 from streamavatar.models.codec.wan import WanDecoder
@@ -47,7 +48,7 @@ def test_boxes_cover_cells() -> None:
 
 def test_an_equal_decoder_has_no_loss(full: WanDecoder, latents: Tensor) -> None:
     method = PrunedDecoderMethod(full, prune(full, FULL.widths, latents), latents)
-    values = method.loss(0, 2, torch.Generator().manual_seed(0))
+    values = method.loss(0, 2, Draws.seeded(0))
     assert values["loss"] < 1e-4
     assert values["psnr"] > 70
 
@@ -70,7 +71,7 @@ def test_parts_of_the_loss(full: WanDecoder, latents: Tensor) -> None:
 def test_marked_cells_count_more(full: WanDecoder, latents: Tensor) -> None:
     small = prune(full, WIDTHS, latents)
     losses = [
-        PrunedDecoderMethod(full, small, latents, marked).loss(0, 2, torch.Generator().manual_seed(0))
+        PrunedDecoderMethod(full, small, latents, marked).loss(0, 2, Draws.seeded(0))
         for marked in (None, torch.ones(4, 6, 2, 3))
     ]
     assert losses[1]["mean"].item() == pytest.approx(5 * losses[0]["mean"].item(), rel=1e-4)
@@ -78,7 +79,7 @@ def test_marked_cells_count_more(full: WanDecoder, latents: Tensor) -> None:
 
 def test_only_the_pruned_decoder_learns(full: WanDecoder, latents: Tensor) -> None:
     small = prune(full, WIDTHS, latents)
-    PrunedDecoderMethod(full, small, latents).loss(0, 2, torch.Generator().manual_seed(0))["loss"].backward()
+    PrunedDecoderMethod(full, small, latents).loss(0, 2, Draws.seeded(0))["loss"].backward()
     assert all(p.grad is not None for p in small.parameters())
     assert all(p.grad is None for p in full.parameters())
     with pytest.raises(ValueError, match="at least 4 latents"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from streamavatar.data.latents import LatentSet
+from streamavatar.draws import Draws
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.trainer import TrainConfig, Trainer
@@ -31,7 +32,7 @@ def make_method(make_model: Callable[..., AvatarModel], make_clips: Callable[...
 
 
 def gradients(method: SidMethod, step: int) -> dict[str, Tensor]:
-    method.loss(step, 2, torch.Generator().manual_seed(5))["loss"].backward()
+    method.loss(step, 2, Draws.seeded(5))["loss"].backward()
     return {name: p.grad.clone() for name, p in method.student.named_parameters() if p.grad is not None}
 
 
@@ -77,7 +78,7 @@ def test_gradient_goes_through_both_scores(make_method: MakeMethod) -> None:
 def test_only_the_last_chunks_carry_gradient(make_method: MakeMethod) -> None:
     method = make_method(last_chunks=1)
     clips = method.clips.take(torch.arange(2)).crop(torch.ones(2, dtype=torch.long), WINDOW)
-    x = method._rollout(clips, torch.Generator().manual_seed(0), gradient=True)
+    x = method._rollout(clips, Draws.seeded(0), gradient=True)
     head = method.student.transformer.head.head.weight
     (early,) = torch.autograd.grad(x[:, :, :-3].sum() + 0 * x.sum(), head, retain_graph=True)
     (late,) = torch.autograd.grad(x[:, :, -3:].sum(), head)
@@ -96,7 +97,7 @@ def test_trainer_alternates_and_resumes_exactly(make_method: MakeMethod, tmp_pat
     killed = trainer("b")
     for _ in range(7):
         killed._advance()
-    killed._save()
+    killed.checkpoints.save(killed.step, killed._tensors())
     resumed = trainer("b", seed=9)
     resumed.run()
     for a, b in ((whole.main, resumed.main), (whole.critic, resumed.critic)):

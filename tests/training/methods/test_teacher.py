@@ -10,6 +10,7 @@ import torch
 
 from streamavatar.config import ModelConfig
 from streamavatar.data.latents import LatentSet
+from streamavatar.draws import Draws
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.training.methods.teacher import TeacherMethod, TeachingConfig, conditions_of
 
@@ -17,8 +18,8 @@ Model = Callable[..., AvatarModel]
 Clips = Callable[..., LatentSet]
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int = 0) -> Draws:
+    return Draws.seeded(seed)
 
 
 def test_noise_levels(make_model: Model, make_clips: Clips) -> None:

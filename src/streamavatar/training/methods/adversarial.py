@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from streamavatar.data.latents import LatentSet
+from streamavatar.draws import Draws
 from streamavatar.losses.adversarial import disturb, penalty, relativistic
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.discriminator import Branches, Discriminator, Logits, default_taps
 from streamavatar.models.transformer import Conditions
-from streamavatar.training.methods.student import student_rollout
+from streamavatar.training.methods.student import long_rollout, student_rollout
 from streamavatar.training.methods.teacher import conditions_of, trainable
 from streamavatar.training.trainer import Method
 
@@ -64,40 +65,42 @@ class AdversarialMethod(Method):
         backbone.head.requires_grad_(False)  # what follows the last tap is not used
         self.module: torch.nn.Module = student
         self.critic: torch.nn.Module | None = self.discriminator
+        self.frozen: tuple[torch.nn.Module, ...] = (teacher,)  # but for the backbone
         self.student, self.teacher = student, teacher
         self.clips, self.window, self.config = clips, window, config
 
     def to(self, device: torch.device) -> None:
         super().to(device)
-        self.teacher.to(device)
         self.clips = self.clips.to(device)
+
+    def sample(self, draws: Draws, reference: Tensor) -> Tensor:
+        return long_rollout(self.student, self.clips, draws, reference)
 
     def trains_critic(self, step: int) -> bool:
         return step % 2 == 0
 
-    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        clips = self.clips.draw(batch, self.window, generator)
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
+        clips = self.clips.draw(batch, self.window, draws)
         train_critic = self.trains_critic(step)
         with torch.set_grad_enabled(not train_critic):
-            made = student_rollout(self.student, clips, generator, gradient=not train_critic)
+            made = student_rollout(self.student, clips, draws, gradient=not train_critic)
         with torch.no_grad():
             conditions = conditions_of(self.teacher, clips)
-        sigma = torch.rand(batch, 1, generator=generator).expand(-1, self.window).clone()
+        sigma = draws.rand(batch, 1).expand(-1, self.window).clone()
         sigma[:, 0] = 0
         judge = _Judge(self.discriminator, sigma, conditions)
         if train_critic:
-            return self._critic_loss(judge, clips.latents, made, generator)
+            return self._critic_loss(judge, clips.latents, made, draws)
         with torch.no_grad():
             real = judge(clips.latents)
         fake = judge(made)
         return {"loss": relativistic(fake, real, self.config.global_weight), "generator": _margin(fake, real)}
 
-    def _critic_loss(self, judge: _Judge, clip: Tensor, made: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def _critic_loss(self, judge: _Judge, clip: Tensor, made: Tensor, draws: Draws) -> dict[str, Tensor]:
         config = self.config
         real, fake = judge(clip), judge(made)
         smooth = sum(
-            penalty(logits, judge(disturb(x, config.penalty_sd, generator)))
-            for x, logits in ((clip, real), (made, fake))
+            penalty(logits, judge(disturb(x, config.penalty_sd, draws))) for x, logits in ((clip, real), (made, fake))
         )
         loss = relativistic(real, fake, config.global_weight)
         return {"loss": loss + config.penalty_weight * smooth, "critic": loss.detach(), "margin": _margin(real, fake)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from streamavatar.draws import Draws
 from streamavatar.models.audio import AFTER, BEFORE, AudioEncoder
 from streamavatar.training.trainer import Method
 
@@ -43,18 +44,18 @@ class AudioMethod(Method):
         rows = features.unfold(1, BEFORE + 1 + AFTER, 1).transpose(2, 3).flatten(2)
         return self.head(rows)
 
-    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
         encoder = self.encoder
         size, lead = encoder.frame_samples, encoder.history + BEFORE
         frames = self.targets.shape[1]
-        clip = torch.randint(len(self.lanes), (batch,), generator=generator)
-        start = torch.randint(lead, frames - self.crop - AFTER, (batch,), generator=generator)
+        clip = draws.randint(0, len(self.lanes), batch)
+        start = draws.randint(lead, frames - self.crop - AFTER, batch)
         spans = [(s - lead, s + self.crop + AFTER) for s in start.tolist()]
         waves = torch.stack([self.lanes[c, a * size : b * size] for c, (a, b) in zip(clip, spans, strict=True)])
         truth = torch.stack([self.targets[c, s : s + self.crop] for c, s in zip(clip, start, strict=True)])
-        gain = 10 ** ((torch.rand(batch, 1, generator=generator) * 24 - 18) / 20)
-        noise = 10 ** ((torch.rand(batch, 1, generator=generator) * 40 - 90) / 20)
-        waves = waves * gain + torch.randn(waves.shape, generator=generator) * noise
+        gain = 10 ** ((draws.rand(batch, 1) * 24 - 18) / 20)
+        noise = 10 ** ((draws.rand(batch, 1) * 40 - 90) / 20)
+        waves = waves * gain + draws.randn(*waves.shape) * noise
         predicted = self.predict(waves).float()
         visemes = functional.mse_loss(predicted[..., :15], truth[..., :15])
         opening = functional.mse_loss(predicted[..., 15:], truth[..., 15:])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamavatar.data.prepare import Footage
+from streamavatar.draws import Draws
 from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.models.codec.light import LightCodec
 from streamavatar.training.trainer import Method
@@ -165,13 +166,11 @@ class DecoderMethod(Method):
         super().to(device)
         self.mouths = self.mouths.to(device)
 
-    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
         geometry = self.codec.geometry
         span = self.latents * geometry.temporal_stride
-        clip = torch.randint(len(self.clips), (batch,), generator=generator)
-        latent = torch.randint(
-            1, geometry.latents_of(self.clips.shape[1]) - self.latents + 1, (batch,), generator=generator
-        )
+        clip = draws.randint(0, len(self.clips), batch)
+        latent = draws.randint(1, geometry.latents_of(self.clips.shape[1]) - self.latents + 1, batch)
         picks = list(zip(clip.tolist(), latent.tolist(), strict=True))
         first = [geometry.latent_frames(k)[0] for k in latent.tolist()]
         pictures = to_unit(np.stack([self.clips[c, :1] for c, _ in picks]))
@@ -184,7 +183,7 @@ class DecoderMethod(Method):
             # What is easy leaves little to paint; what is not (an open mouth, a lid, a hand) is little and counts more.
             easy = pictures if self.flows is None else self.codec.without_branch(z, pictures[:, :, 0])
             # The transformer's latents are not exact; the decoder learns to live with small errors.
-            z = z + torch.randn(z.shape, generator=generator) * 0.2 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
+            z = z + draws.randn(*z.shape) * 0.2 * draws.rand(batch, 1, 1, 1, 1)
             _, state = self.codec.open(pictures[:, :, 0])
         left = (moving[:, :, 1:] - easy).abs().mean(dim=1, keepdim=True)
         weight = weight + 4 * ((2 if self.flows is None else 6) * left).clamp_max(1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from streamavatar.draws import Draws
 from streamavatar.models.codec.wan import WanDecoder, WanState
 from streamavatar.training.trainer import Method
 
@@ -88,18 +89,15 @@ class PrunedDecoderMethod(Method):
             raise ValueError(f"clips need at least {1 + self.config.latents} latents, not {latents.shape[2]}")
         self.full, self.pruned, self.latents = full.requires_grad_(False), pruned, latents
         self.module: nn.Module = pruned
+        self.frozen: tuple[nn.Module, ...] = (full,)
         self.marked = torch.zeros(len(latents), *latents.shape[2:]) if marked is None else marked
         self.stride = full.config.spatial_stride
 
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.full.to(device)
-
-    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
         count, length = self.config.latents, self.latents.shape[2]
         device = self.full.post_quant_conv.weight.device
-        clips = torch.randint(len(self.latents), (batch,), generator=generator, device=generator.device).cpu()
-        first = int(torch.randint(1, length - count + 1, (), generator=generator, device=generator.device))
+        clips = draws.randint(0, len(self.latents), batch).cpu()
+        first = 1 + draws.shared_int(length - count)
         z = self.latents[clips, :, : first + count].to(device).float()
         with torch.no_grad():
             target, _ = self.full.decode(z[:, :, first:], _history(self.full, z[:, :, :first]))

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from streamavatar.data.latents import LatentSet
-from streamavatar.losses.flow import sample_loss
+from streamavatar.draws import Draws
+from streamavatar.losses.flow import importance, sample_loss
 from streamavatar.losses.ode import pick_levels
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
 from streamavatar.rollout import prime, read_chunks
 from streamavatar.schedule import solver_sigmas, velocity_from_sample
+from streamavatar.training.methods.student import long_rollout
 from streamavatar.training.methods.teacher import TeachingConfig, conditions_of, trainable
 from streamavatar.training.trainer import Method
 
@@ -107,6 +109,8 @@ class OdeMethod(Method):
         mouth: see `TeachingConfig`.
     """
 
+    passes_meet = True  # chunks see those before them with gradient
+
     def __init__(
         self, model: AvatarModel, clips: LatentSet, points: Tensor, ends: Tensor, mouth: float = TeachingConfig.mouth
     ) -> None:
@@ -118,12 +122,15 @@ class OdeMethod(Method):
         super().to(device)
         self.clips, self.points, self.ends = self.clips.to(device), self.points.to(device), self.ends.to(device)
 
-    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chosen = torch.randint(len(self.ends), (batch,), generator=generator)
+    def sample(self, draws: Draws, reference: Tensor) -> Tensor:
+        return long_rollout(self.model, self.clips, draws, reference)
+
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
+        chosen = draws.randint(0, len(self.ends), batch)
         clips, target = self.clips.take(chosen), self.ends[chosen].float()
         chunk = self.model.config.geometry.chunk_latents
         sigmas = torch.tensor(self.model.config.schedule.sigmas)
-        index = torch.randint(len(sigmas), (batch, (target.shape[2] - 1) // chunk), generator=generator)
+        index = draws.randint(0, len(sigmas), batch, (target.shape[2] - 1) // chunk)
         x, sigma = pick_levels(self.points[chosen].float(), sigmas, index, chunk)
         cache = self.model.tape_cache(detach=False)
         estimate = read_chunks(self.model.transformer, cache, x, sigma, conditions_of(self.model, clips), chunk)
@@ -131,4 +138,4 @@ class OdeMethod(Method):
         target, keep = target[:, :, 1:], torch.ones(batch, target.shape[2] - 1)
         still = sample_loss(clips.latents[:, :, :1].expand_as(target), target, keep, weight)
         loss = sample_loss(estimate, target, keep, weight)
-        return {"loss": loss, "vs_still": loss.detach() / still}
+        return {"loss": loss, "vs_still": loss.detach() / still, "weight": importance(target, keep, weight)}

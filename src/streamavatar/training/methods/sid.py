@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from streamavatar.data.latents import LatentSet
+from streamavatar.draws import Draws
 from streamavatar.losses.sid import critic_loss, dmd_loss, guided, sid_loss
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
 from streamavatar.rollout import ExitPass
 from streamavatar.schedule import add_noise, shift_sigma
-from streamavatar.training.methods.student import Forcing, student_rollout
+from streamavatar.training.methods.student import Forcing, long_rollout, student_rollout
 from streamavatar.training.methods.teacher import conditions_of, trainable
 from streamavatar.training.trainer import Method
 
@@ -79,39 +80,42 @@ class SidMethod(Method):
         real.requires_grad_(False)
         self.module: torch.nn.Module = student
         self.critic: torch.nn.Module | None = fake
+        self.frozen: tuple[torch.nn.Module, ...] = (real,)
         self.student, self.real, self.fake = student, real, fake
         self.clips, self.window, self.config = clips, window, config
 
     def to(self, device: torch.device) -> None:
         super().to(device)
-        self.real.to(device)
         self.clips = self.clips.to(device)
+
+    def sample(self, draws: Draws, reference: Tensor) -> Tensor:
+        return long_rollout(self.student, self.clips, draws, reference)
 
     def trains_critic(self, step: int) -> bool:
         return step % (self.config.ratio + 1) != self.config.ratio
 
-    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        clips = self.clips.draw(batch, self.window, generator)
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
+        clips = self.clips.draw(batch, self.window, draws)
         if self.trains_critic(step):
-            return self._critic_step(clips, generator)
-        return self._student_step(clips, generator)
+            return self._critic_step(clips, draws)
+        return self._student_step(clips, draws)
 
-    def _critic_step(self, clips: LatentSet, generator: torch.Generator) -> dict[str, Tensor]:
+    def _critic_step(self, clips: LatentSet, draws: Draws) -> dict[str, Tensor]:
         with torch.no_grad():
-            x = self._rollout(clips, generator, gradient=False)
-        noised, noise, sigma = self._noised(x, generator)
+            x = self._rollout(clips, draws, gradient=False)
+        noised, noise, sigma = self._noised(x, draws)
         estimate = self.fake.transformer.sample(noised, sigma, conditions_of(self.fake, clips))
         return {"loss": critic_loss(estimate, noised, x, noise, sigma)}
 
-    def _student_step(self, clips: LatentSet, generator: torch.Generator) -> dict[str, Tensor]:
+    def _student_step(self, clips: LatentSet, draws: Draws) -> dict[str, Tensor]:
         if self.config.grad_mode == "exit_step":
-            x = self._rollout(clips, generator, gradient=True)
-            return {"loss": self._judge(x, clips, generator)}
+            x = self._rollout(clips, draws, gradient=True)
+            return {"loss": self._judge(x, clips, draws)}
         trace: list[ExitPass] = []
         with torch.no_grad():
-            x = self._rollout(clips, generator, gradient=False, trace=trace)
+            x = self._rollout(clips, draws, gradient=False, trace=trace)
         x.requires_grad_()
-        loss = self._judge(x, clips, generator)
+        loss = self._judge(x, clips, draws)
         (gradient,) = torch.autograd.grad(loss, x)
         self._replay(trace, clips, gradient)
         return {"loss": loss.detach().requires_grad_()}  # the student's gradients are in place; this adds none
@@ -126,15 +130,14 @@ class SidMethod(Method):
             again.run(self.student.transformer).backward(gradient[:, :, span.start : span.stop])
 
     def _rollout(
-        self, clips: LatentSet, generator: torch.Generator, *, gradient: bool, trace: list[ExitPass] | None = None
+        self, clips: LatentSet, draws: Draws, *, gradient: bool, trace: list[ExitPass] | None = None
     ) -> Tensor:
         """One exit step for all chunks; the last `last_chunks` chunks carry gradient."""
-        passes = len(self.student.config.schedule.sigmas)
-        exit_step = int(torch.randint(passes, (), generator=generator, device=generator.device))
+        exit_step = draws.shared_int(len(self.student.config.schedule.sigmas))
         x = student_rollout(
             self.student,
             clips,
-            generator,
+            draws,
             exit_step=exit_step,
             gradient=gradient,
             forcing=self.config.forcing,
@@ -145,9 +148,9 @@ class SidMethod(Method):
         first = x.shape[2] - self.config.last_chunks * self.student.config.geometry.chunk_latents
         return torch.cat((x[:, :, :first].detach(), x[:, :, first:]), dim=2)
 
-    def _judge(self, x: Tensor, clips: LatentSet, generator: torch.Generator) -> Tensor:
+    def _judge(self, x: Tensor, clips: LatentSet, draws: Draws) -> Tensor:
         """The student's loss on a rollout."""
-        noised, _, sigma = self._noised(x, generator)
+        noised, _, sigma = self._noised(x, draws)
         silence = torch.zeros(len(clips))
         scores: list[Tensor] = []
         for model, keep in ((self.real, None), (self.real, silence), (self.fake, None)):
@@ -158,13 +161,13 @@ class SidMethod(Method):
             return dmd_loss(x, real, scores[2])
         return sid_loss(x, real, scores[2], alpha=self.config.alpha)
 
-    def _noised(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _noised(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """x at one random noise level per clip, the reference clean; the noise and the levels [B, T]."""
-        u = torch.rand(x.shape[0], 1, generator=generator)
+        u = draws.rand(x.shape[0], 1)
         level = shift_sigma(u, self.student.config.schedule.shift).clamp(self.config.low, self.config.high)
         sigma = level.expand(-1, x.shape[2]).clone()
         sigma[:, 0] = 0
-        noise = torch.randn(x.shape, generator=generator)
+        noise = draws.randn(*x.shape)
         return add_noise(x, noise, sigma), noise, sigma
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from streamavatar.data.latents import LatentSet
-from streamavatar.losses.flow import sample_loss, velocity_loss
+from streamavatar.draws import Draws
+from streamavatar.losses.flow import importance, sample_loss, velocity_loss
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
 from streamavatar.rollout import read_chunks
@@ -87,25 +88,25 @@ class TeacherMethod(Method):
         super().to(device)
         self.clips = self.clips.to(device)
 
-    def _sigma(self, batch: int, latents: int, generator: torch.Generator) -> Tensor:
+    def _sigma(self, batch: int, latents: int, draws: Draws) -> Tensor:
         """Noise levels [B, T]; 0 for the reference."""
         geometry, shift = self.model.config.geometry, self.model.config.schedule.shift
         chunks = (latents - 1) // geometry.chunk_latents
-        kind = torch.rand(batch, 1, generator=generator)
-        same = shift_sigma(torch.rand(batch, 1, generator=generator), shift).expand(-1, chunks)
-        each = shift_sigma(torch.rand(batch, chunks, generator=generator), shift)
-        past = torch.arange(chunks)[None] < torch.randint(1, chunks, (batch, 1), generator=generator)
+        kind = draws.rand(batch, 1)
+        same = shift_sigma(draws.rand(batch, 1), shift).expand(-1, chunks)
+        each = shift_sigma(draws.rand(batch, chunks), shift)
+        past = torch.arange(chunks)[None] < draws.randint(1, chunks, batch, 1)
         even = 1 - self.config.unequal
         level = torch.where(kind < even, same, torch.where(kind < (even + 1) / 2, each, torch.where(past, 0.0, same)))
         level = level.repeat_interleave(geometry.chunk_latents, dim=1)
         return torch.cat((torch.zeros(batch, 1), level), dim=1)
 
-    def loss(self, step: int, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        clips = self.clips.draw(batch, self.window, generator)
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
+        clips = self.clips.draw(batch, self.window, draws)
         z = clips.latents
-        sigma = self._sigma(batch, z.shape[2], generator)
-        x = add_noise(z, torch.randn(z.shape, generator=generator), sigma)
-        keep = (torch.rand(batch, generator=generator) >= self.config.dropout).float()
+        sigma = self._sigma(batch, z.shape[2], draws)
+        x = add_noise(z, draws.randn(*z.shape), sigma)
+        keep = (draws.rand(batch) >= self.config.dropout).float()
         estimate = self._estimate(x, sigma, conditions_of(self.model, clips, keep))
         noisy = (sigma > 0).float()
         weight = 1 + self.config.mouth * clips.mouth
@@ -113,7 +114,7 @@ class TeacherMethod(Method):
             still = sample_loss(z[:, :, :1].expand_as(z), z, noisy, weight)
         error = sample_loss(estimate, z, noisy, weight)
         loss = velocity_loss(estimate, z, sigma, weight) if self.config.loss == "velocity" else error
-        return {"loss": loss, "vs_still": error.detach() / still}
+        return {"loss": loss, "vs_still": error.detach() / still, "weight": importance(z, noisy, weight)}
 
     def _estimate(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         model = self.model
