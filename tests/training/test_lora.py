@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from streamavatar.data.latents import LatentSet
+from streamavatar.draws import Draws
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.transformer import Conditions
 from streamavatar.training.lora import LoraConfig, LoraLinear, adapted, bases, halve, merge
@@ -104,7 +105,7 @@ def test_sid_with_adapters(make_model: MakeModel, make_clips: Callable[..., Late
     draw(student)
     method = SidMethod(student, base, fake, make_clips(base.config, latents=10), 7, SidConfig(grad_mode=mode))  # type: ignore[arg-type]
     for step, network in ((0, fake), (5, student)):
-        method.loss(step, 2, torch.Generator().manual_seed(0))["loss"].backward()
+        method.loss(step, 2, Draws.seeded(0))["loss"].backward()
         gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
         assert gradients["transformer.blocks.0.self_attn.q.up"].any()
         assert gradients["audio.talk.rest.weight"].any()
@@ -120,7 +121,7 @@ def test_a_discriminator_with_adapters(make_model: MakeModel, make_clips: Callab
     base = make_model(transformer={"prediction": "sample", "residual": True, "layers": 3})
     student, judge = adapted(base, RANK), adapted(base, RANK)
     method = AdversarialMethod(student, judge, make_clips(base.config, latents=10), 7, AdversarialConfig(width=16))
-    method.loss(0, 2, torch.Generator().manual_seed(0))["loss"].backward()
+    method.loss(0, 2, Draws.seeded(0))["loss"].backward()
     found = {name for name, p in method.discriminator.named_parameters() if p.grad is not None}
     assert "backbone.blocks.0.ffn.0.up" in found
     assert "backbone.blocks.0.norm_audio.weight" in found

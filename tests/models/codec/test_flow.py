@@ -11,6 +11,7 @@ from torch.nn import functional
 from streamavatar.config import FlowCodecConfig, ModelConfig, TransformerConfig
 from streamavatar.data.flow import flow_to_reference
 from streamavatar.data.prepare import Footage
+from streamavatar.draws import Draws
 from streamavatar.geometry import Geometry
 from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.training.methods.codec import DecoderMethod, fit_flow, to_unit
@@ -144,7 +145,7 @@ def test_the_branch_learns_what_the_maps_cannot(fitted: FlowCodec, footage: Foot
     optimizer = torch.optim.Adam(codec.detail.parameters(), 1e-2)
     losses = []
     for _ in range(40):
-        loss = method.loss(0, 4, torch.Generator().manual_seed(0))["loss"]
+        loss = method.loss(0, 4, Draws.seeded(0))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

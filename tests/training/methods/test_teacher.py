@@ -91,5 +91,5 @@ def test_a_causal_teacher_does_not_see_what_comes(make_model: Model, make_clips:
 def test_the_paper_s_teacher_has_one_level_per_clip(make_model: Model, make_clips: Clips) -> None:
     model = make_model()
     method = TeacherMethod(model, make_clips(model.config), 10, TeachingConfig(unequal=0.0))
-    sigma = method._sigma(64, 10, torch.Generator().manual_seed(0))
+    sigma = method._sigma(64, 10, Draws.seeded(0))
     assert torch.equal(sigma[:, 1:], sigma[:, 1:2].expand(-1, 9))
