@@ -1,4 +1,4 @@
-"""The default model: rendered people at 256x256, trained on shards that `streamavatar data synth` makes."""
+"""What the default model shall be: rendered people at 256x256, from shards that `streamavatar data synth` makes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from streamavatar.config import FlowCodecConfig, ModelConfig, TransformerConfig
 from streamavatar.geometry import Geometry
 from streamavatar.training.methods.adversarial import AdversarialConfig
 from streamavatar.training.methods.sid import SidConfig
+from streamavatar.training.methods.teacher import TeachingConfig
 from streamavatar.training.stages import Recipe
 from streamavatar.training.trainer import TrainConfig
 
 
 def people() -> Recipe:
-    """Every stage of the paper at 12 M parameters; two cores take an afternoon.
+    """Every stage of the paper at 12 M parameters.
 
-    The linear map sees pictures at half their size and a latent has 8x8 cells (16 tokens), so that two cores can train
-    the transformer; what is sharp comes from the reference picture. Cells are large, so they have 96 channels: with 48
-    the map loses 38 % of the energy of moving mouths, with 96 26 %. Clips are whole dialogues of 7 s, whose first frame
-    is a neutral reference; each comes twice, the second time mirrored and in other colours.
+    Latents say how the reference picture moves (`models.codec.flow`). They have 8x8 cells, 16 tokens, so that two cores
+    can train the transformer, and 96 channels, since cells are large. Clips are whole dialogues of 7 s, whose first
+    frame is a neutral reference; where there are fewer than `clips`, they come again mirrored and in other colours.
+    Lips move little beside heads, so the mouth counts much. docs/results.md says how far this has been trained.
     """
     channels = 96
     model = ModelConfig(
@@ -46,12 +47,13 @@ def people() -> Recipe:
             steps=200, batch=8, lr=2e-5, betas=(0.0, 0.99), weight_decay=0.0, warmup=20, save_every=20
         ),
         refinement=AdversarialConfig(width=256),
+        teaching=TeachingConfig(mouth=25.0),
         latents=43,
         window=13,
         dialogues=64,
         varied_speech=True,
         codec_clips=128,
-        clips=384,
+        clips=1536,
         pairs=512,
         solver_steps=16,
     )
