@@ -1,7 +1,7 @@
 """Makes the demo inputs that ship: eight portraits and one conversation, with their truth.
 
-The same identities can be rendered again from their numbers, so that a generated video of a bundled portrait has a
-truth to compare with. Run `main(Path("src/streamavatar/assets"), Path("makehuman"))` after changing the renderer.
+The same identities can be rendered again from their seeds, so that a generated video of a bundled portrait
+has a truth to compare with. Run `main(Path("src/streamavatar/assets"))` after changing the puppets.
 """
 
 from __future__ import annotations
@@ -12,27 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from streamavatar.seeds import seed_for
 from streamavatar.synth.dialogue import Dialogue, Lane, Speaker, scripted_dialogue
-from streamavatar.synth.human.assets import Assets
-from streamavatar.synth.human.build import build_figure
-from streamavatar.synth.human.identity import HumanIdentity
-from streamavatar.synth.human.motion import move
-from streamavatar.synth.human.render import Renderer
-from streamavatar.synth.human.scene import random_scene
 from streamavatar.synth.performance import neutral
+from streamavatar.synth.puppet import PuppetIdentity, PuppetRenderer
 from streamavatar.synth.speech import SAMPLE_RATE
 
-# name -> (number of the identity, description); chosen by looking at sixty.
+# name -> (identity seed, description); chosen by looking at many seeds.
 PORTRAITS: dict[str, tuple[int, str]] = {
-    "ada": (35, "Woman with long dark hair and a purple top"),
-    "ben": (27, "Man with short brown hair and a blue shirt"),
-    "clara": (33, "Woman with long red hair and a striped shirt"),
-    "david": (37, "Man with short black hair and a grey jacket"),
-    "emi": (38, "Woman with short black hair and a pink top"),
-    "farid": (34, "Man with dark hair and a purple polo shirt"),
-    "grace": (50, "Woman with long grey hair and a green jumper"),
-    "hugo": (22, "Man with blond hair and a dark purple polo shirt"),
+    "ada": (104, "Woman with dark curls and a blue blazer"),
+    "ben": (156, "Man with brown hair, stubble and a green blazer"),
+    "clara": (189, "Woman with long red hair and a bright green jumper"),
+    "david": (168, "Man with short black hair, stubble and a purple jumper"),
+    "emi": (157, "Woman with a black bob and a tan blazer"),
+    "farid": (137, "Man with a black beard, round glasses and a blue shirt"),
+    "grace": (150, "Woman with long grey hair and a teal roll-neck"),
+    "hugo": (131, "Man with blond hair and a purple jumper"),
 }
 
 TURNS = (
@@ -43,12 +37,9 @@ TURNS = (
 )
 
 
-def portrait(assets: Assets, number: int, size: int = 256) -> np.ndarray:
-    """An identity at rest in a scene of its own, RGB uint8 [size,size,3]; training sets draw others."""
-    figure = build_figure(assets, HumanIdentity.random(seed_for(2, "portrait", number), assets))
-    with Renderer(size) as renderer:
-        scene = random_scene(number, figure, "bust", size)
-        return renderer.render(figure, move(figure, neutral(), number), scene)[0]
+def portrait(seed: int, size: int = 256) -> np.ndarray:
+    """The neutral pose of an identity, RGB uint8 [size,size,3]."""
+    return PuppetRenderer(PuppetIdentity.random(seed), size).render(neutral(1), 0)
 
 
 def bundled_dialogue() -> Dialogue:
@@ -56,21 +47,21 @@ def bundled_dialogue() -> Dialogue:
     return scripted_dialogue(TURNS, (Speaker("slt", 1.0, 1.0), Speaker("rms", 1.0, 1.02)), gap=0.5)
 
 
-def main(out_dir: Path, assets: Path) -> None:
-    """Write `portraits/` and `dialogue/` below `out_dir`; `assets` holds the MakeHuman packs."""
-    _write_portraits(out_dir / "portraits", Assets.open(assets))
+def main(out_dir: Path) -> None:
+    """Write `portraits/` and `dialogue/` below `out_dir`."""
+    _write_portraits(out_dir / "portraits")
     _write_dialogue(out_dir / "dialogue")
 
 
-def _write_portraits(folder: Path, assets: Assets) -> None:
+def _write_portraits(folder: Path) -> None:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     index = {}
-    for name, (number, description) in PORTRAITS.items():
+    for name, (seed, description) in PORTRAITS.items():
         file = f"{name}.png"
-        Image.fromarray(portrait(assets, number)).save(folder / file, optimize=True)
-        index[name] = {"file": file, "description": description, "identity": number}
+        Image.fromarray(portrait(seed)).save(folder / file, optimize=True)
+        index[name] = {"file": file, "description": description, "identity_seed": seed}
     (folder / "portraits.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
