@@ -94,7 +94,7 @@ def options() -> dict[str, set[str]]:
     """Options of every subcommand, those of its own subcommands included."""
 
     def of(command: Any) -> set[str]:
-        own = {option for parameter in command.params for option in parameter.opts}
+        own = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         return own.union(*(of(below) for below in getattr(command, "commands", {}).values()))
 
     group: Any = typer.main.get_command(app)

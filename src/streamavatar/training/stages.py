@@ -25,7 +25,6 @@ from streamavatar.data.latents import LatentSet
 from streamavatar.data.prepare import Footage, make_frames, make_latents, make_speech
 from streamavatar.errors import UserError
 from streamavatar.models.avatar import AvatarModel
-from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.ops.precision import half_is_fast
 from streamavatar.provenance import commit, machine
 from streamavatar.seeds import seed_for
@@ -33,7 +32,7 @@ from streamavatar.training.journal import Screen
 from streamavatar.training.lora import LoraConfig, adapted, halve, merge
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.audio import AudioMethod
-from streamavatar.training.methods.codec import DecoderMethod, fit_flow, fit_linear, to_unit
+from streamavatar.training.methods.codec import DecoderMethod, fit, to_unit
 from streamavatar.training.methods.ode import OdeMethod, trajectories
 from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.methods.teacher import TeacherMethod, TeachingConfig
@@ -319,10 +318,7 @@ def linear_stage(run: Run) -> None:
     if run.recipe.decoder is not None:
         footage = _footage(run)
         if not run.recipe.start:
-            if isinstance(model.codec, FlowCodec):
-                fit_flow(model.codec, footage, seed=run.recipe.seed)
-            else:
-                fit_linear(model.codec, footage.frames, footage.mouths, seed=run.recipe.seed)
+            fit(model.codec, footage, seed=run.recipe.seed)
     run.keep(model.codec, "linear")
 
 

@@ -37,6 +37,14 @@ def _picks(mouth: Tensor, count: int, mouth_share: float, generator: torch.Gener
     return torch.cat(chosen)
 
 
+def fit(codec: LightCodec | FlowCodec, footage: Footage, *, seed: int = 0) -> None:
+    """Fit the maps that a codec has, in place."""
+    if isinstance(codec, FlowCodec):
+        fit_flow(codec, footage, seed=seed)
+    else:
+        fit_linear(codec, footage.frames, footage.mouths, seed=seed)
+
+
 @torch.no_grad()
 def fit_linear(
     codec: LightCodec,
