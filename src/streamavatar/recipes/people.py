@@ -17,7 +17,8 @@ def people() -> Recipe:
     Latents say how the reference picture moves (`models.codec.flow`). They have 8x8 cells, 16 tokens, so that two cores
     can train the transformer, and 96 channels, since cells are large. Clips are whole dialogues of 3.5 s, whose first
     frame is a neutral reference, since many people teach more than long clips; where there are fewer than `clips`, they
-    come again changed (`data.augment`). Lips move little beside heads, so the mouth counts much. docs/results.md says how far this has been trained.
+    come again changed (`data.augment`). Lips move little beside heads, so the mouth counts much. docs/results.md says
+    how far this has been trained.
     """
     channels = 96
     model = ModelConfig(
