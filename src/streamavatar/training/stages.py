@@ -32,7 +32,7 @@ from streamavatar.training.journal import Screen
 from streamavatar.training.lora import LoraConfig, adapted, halve, merge
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.audio import AudioMethod
-from streamavatar.training.methods.codec import DecoderMethod, fit, to_unit
+from streamavatar.training.methods.codec import decoder_method, fit, to_unit
 from streamavatar.training.methods.ode import OdeMethod, trajectories
 from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.methods.teacher import TeacherMethod, TeachingConfig
@@ -326,7 +326,7 @@ def decoder_stage(run: Run) -> None:
     """Train the codec's decoder."""
     model = run.build("linear")
     if run.recipe.decoder is not None:
-        run.train(DecoderMethod(model.codec, run.prepared(partial(_footage, run))), run.recipe.decoder, "decoder")
+        run.train(decoder_method(model.codec, run.prepared(partial(_footage, run))), run.recipe.decoder, "decoder")
     run.keep(model.codec, "codec")
 
 
