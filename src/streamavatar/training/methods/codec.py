@@ -230,8 +230,8 @@ class FlowDecoderMethod(Method):
         clip = draws.randint(0, len(frames), batch).tolist()
         first = draws.randint(1, geometry.latents_of(frames.shape[1]) - count + 1, batch).tolist()
         seen = [self._latents_and_weight(c) for c in clip]
-        z = torch.stack([x[:, k - 1 : k + count] for (x, _), k in zip(seen, first, strict=True)]).float()
-        weight = torch.stack([w[k - 1 : k - 1 + count] for (_, w), k in zip(seen, first, strict=True)]).float()
+        z = torch.stack([x[:, k - 1 : k + count].float() for (x, _), k in zip(seen, first, strict=True)])
+        weight = torch.stack([w[k - 1 : k - 1 + count].float() for (_, w), k in zip(seen, first, strict=True)])
         crop = self._crop(weight.mean(1), draws)
         spans = [slice(f := geometry.latent_frames(k)[0], f + count * geometry.temporal_stride) for k in first]
         pictures = to_unit(np.stack([frames[c, 0] for c in clip])[:, None])[:, :, 0].to(z.device)
