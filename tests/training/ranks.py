@@ -129,7 +129,8 @@ def more(world: World, folder: Path) -> None:
     """The other methods and settings."""
     for name in SLOW:
         train(name, folder / "two", world)
-    train("sid", folder / "recomputed", world, recompute=True, accumulate=2, async_save=True)
+    for name in ("sid", "adversarial"):
+        train(name, folder / "recomputed", world, recompute=True, accumulate=2, async_save=True)
     train("teacher", folder / "rows", world, shard=1)
     half = train("teacher", folder / "half", world, bf16=True)
     found = gather(half.method.module, world)

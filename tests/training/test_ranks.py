@@ -73,7 +73,7 @@ def trained(ranks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
 def more(ranks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of other methods and settings."""
     folder = tmp_path_factory.mktemp("more")
-    for name in (*ranks.SLOW, "sid", "teacher"):
+    for name in (*ranks.SLOW, "sid", "adversarial", "teacher"):
         ranks.train(name, folder / "one")
     assert start(folder, "more") == [0, 0], output(folder)
     return folder
@@ -156,9 +156,10 @@ def test_one_process_goes_on_from_two_and_two_from_one(ranks: ModuleType, traine
 
 
 @pytest.mark.slow
-def test_less_memory_is_the_same_step(ranks: ModuleType, more: Path) -> None:
+@pytest.mark.parametrize("name", ["sid", "adversarial"])
+def test_less_memory_is_the_same_step(ranks: ModuleType, more: Path, name: str) -> None:
     """Activation checkpointing, micro-batches and a checkpoint in the background, on two ranks."""
-    assert_same(*(at(ranks, more / folder, "sid", 2) for folder in ("one", "recomputed")))
+    assert_same(*(at(ranks, more / folder, name, 2) for folder in ("one", "recomputed")))
 
 
 @pytest.mark.slow

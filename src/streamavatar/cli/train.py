@@ -128,7 +128,7 @@ def _print_costs(recipe: Any, stages: list[str], gpus: int, kind: str, utilisati
     roles = [(c.stage, r.name, _count(r.parameters), _count(r.trained)) for c in costs for r in c.roles]
     _print_table(("stage", "network", "parameters", "trained"), roles)
 
-    parts = ("weights", "gradients", "optimizer", "average", "given", "gathered")
+    parts = ("weights", "gradients", "optimizer", "average", "given", "working")
     rows = []
     for cost in costs:
         if cost.memory is not None:
@@ -136,9 +136,8 @@ def _print_costs(recipe: Any, stages: list[str], gpus: int, kind: str, utilisati
             sizes = [*(getattr(cost.memory, part) for part in parts), *both, cost.memory.total]
             fits = "yes" if cost.memory.total < gpu.gigabytes * 1e9 else "no"
             rows.append((cost.stage, *map(_gib, sizes), fits))
-    which = "recomputed" if recipe.checkpoint else "kept"
-    print(f"\nGiB on each GPU; activations of one clip, blocks recomputed or kept; the total is with blocks {which}")
-    names = ("weights", "gradients", "optimiser", "EMA", "codec, sound", "gathered", "recomputed", "kept")
+    print("\nGiB on each GPU; activations of one clip, blocks recomputed or kept; in the total as `recompute` says")
+    names = ("weights", "gradients", "optimiser", "EMA", "codec, sound", "at work", "recomputed", "kept")
     _print_table(("stage", *names, "total", "fits"), rows)
 
     times = [

@@ -45,7 +45,8 @@ class TrainConfig:
         seed: of all draws.
         save_every, log_every, keep: checkpoints, lines of the log, and how many checkpoints stay.
         accumulate: micro-batches that a rank takes one after another for one step; for memory.
-        recompute: activation checkpointing: each block runs again in the backward pass; for memory.
+        recompute: activation checkpointing: each block, and each Q-Former of a discriminator, runs again in the
+            backward pass instead of keeping its activations; for memory.
         shard: ranks that share one copy of the weights; 0 is all of them.
         async_save: write checkpoints while training goes on.
         sample_every: steps between sample videos; 0 is never.
