@@ -63,7 +63,7 @@ def train(
     folder = out or Path("runs") / recipe
     with _world(device) as world:
         if world.first:
-            _print_memory(settings, wanted, folder)
+            _print_memory(settings, wanted, folder, world.size)
         try:
             with _progress(shown=world.first) as tell:
                 Run(settings, folder, tell, world).run(wanted)
@@ -164,16 +164,17 @@ def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None
         print(f"| {' | '.join(row)} |")
 
 
-def _print_memory(recipe: Any, stages: list[str], folder: Path) -> None:
-    """What the stages that are to come need, before they start."""
+def _print_memory(recipe: Any, stages: list[str], folder: Path, ranks: int) -> None:
+    """What the stages that are to come need on each rank, before they start."""
     from streamavatar.training.estimate import recipe_cost
 
     left = [stage for stage in stages if stage != "pairs" and not (folder / stage / "DONE").exists()]
-    for cost in recipe_cost(recipe, left):
+    for cost in recipe_cost(recipe, left, ranks):
         if (memory := cost.memory) is not None:
-            states = memory.weights + memory.gradients + memory.optimizer + memory.average
-            work = _gib(memory.activations * cost.batch)
-            print(f"{cost.stage}: weights and optimiser {_gib(states)} GiB, activations of a batch {work} GiB")
+            states = memory.weights + memory.gradients + memory.optimizer + memory.average + memory.working
+            clips = -(-cost.clips_per_gpu // getattr(recipe, cost.stage).accumulate)
+            work = f"activations of {clips} clips {_gib(memory.activations * clips)} GiB"
+            print(f"{cost.stage}: weights and optimiser {_gib(states)} GiB, {work}")
 
 
 def _gib(size: float) -> str:
