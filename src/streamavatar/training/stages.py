@@ -63,7 +63,6 @@ class Recipe:
         solver_steps, guidance: of the trajectories.
         data: folder of shards (`streamavatar data synth`) to train on; puppets, drawn when needed, if empty.
         lora: adapters in place of full training, see `training.lora`.
-        checkpoint: recompute each block in the backward pass instead of keeping its activations.
         start: model folder of the same sizes to go on from: its sound encoder, codec and transformer are where training
             begins, and its latents are kept; new weights if empty.
     """
@@ -80,7 +79,6 @@ class Recipe:
     teaching: TeachingConfig = field(default_factory=TeachingConfig)
     causal: TrainConfig | None = None
     lora: LoraConfig = field(default_factory=LoraConfig)
-    checkpoint: bool = False
     latents: int = 22
     window: int = 13
     dialogues: int = 48
@@ -201,7 +199,6 @@ class Run:
         for part in parts:
             target = {"audio": model.audio.encoder, "linear": model.codec, "codec": model.codec}.get(part, model)
             self.restore(target, part)
-        model.transformer.checkpoint_blocks = self.recipe.checkpoint
         return model
 
     def base(self, config: TrainConfig | None = None) -> AvatarModel | None:
