@@ -171,7 +171,7 @@ class FlowCodecConfig:
             explain.
         widths: of the decoder, one stage each; the resolution doubles between them.
         blocks: residual blocks per stage.
-        pool: shrinks the pictures that the linear maps see.
+        pool: shrinks the pictures that the encoder sees.
     """
 
     appearance: int = 32
@@ -401,6 +401,7 @@ class ModelConfig:
                 codec.appearance + codec.flow < g.latent_channels,
                 "model: codec.appearance and codec.flow leave no latent channel for the rest",
             )
+            _require(codec.patch(g) % codec.pool == 0, "model: codec.pool must divide the flow's patch of pixels")
         _require(g.spatial_stride % codec.pool == 0, "model: codec.pool must divide the spatial stride")
         _require(
             g.spatial_stride % 2 ** (len(codec.widths) - 1) == 0,

@@ -83,15 +83,15 @@ def test_flow_says_where_pixels_come_from() -> None:
 
 
 def test_the_maps_alone_follow_an_unseen_clip(fitted: FlowCodec) -> None:
-    clip, latents = encoded(fitted, swaying(20))
+    frames = swaying(20)
+    clip, latents = encoded(fitted, frames)
     _, state = fitted.open(clip[:, :, 0])
     made, _ = fitted.decode(latents[:, :, 1:], state)
     error = (made - clip[:, :, 1:]).square().mean()
     still = (clip[:, :, :1] - clip[:, :, 1:]).square().mean()
-    assert error < 0.15 * still
-    without = latents.clone()
-    without[:, fitted.looks + fitted.flows :] = 0
-    assert error < 0.9 * (fitted.decode(without[:, :, 1:], state)[0] - clip[:, :, 1:]).square().mean()
+    assert error < 0.3 * still
+    flow = flow_to_reference(frames, fitted.patch)[None, :, 1:]
+    torch.testing.assert_close(fitted.carried(clip[:, :, 0], flow), made, atol=ROUNDING, rtol=0)
 
 
 def test_a_reference_has_appearance_alone_and_shows_itself(fitted: FlowCodec) -> None:
@@ -108,8 +108,8 @@ def test_a_reference_has_appearance_alone_and_shows_itself(fitted: FlowCodec) ->
 
 def test_channels_are_of_one_order(fitted: FlowCodec, footage: Footage) -> None:
     latents = torch.cat([encoded(fitted, clip)[1] for clip in footage.frames])
-    groups = latents.square().mean((0, 2, 3, 4)).sqrt().split((6, 10, 8))
-    assert all(0.3 < float(group.square().mean().sqrt()) < 1.5 for group in groups)
+    looks, flows, _ = latents.square().mean((0, 2, 3, 4)).sqrt().split((6, 10, 8))
+    assert all(0.3 < float(group.square().mean().sqrt()) < 1.5 for group in (looks, flows))
 
 
 def test_a_clip_needs_its_flow(fitted: FlowCodec) -> None:
@@ -170,20 +170,26 @@ def test_parts_are_where_the_mouth_is_and_count_inside_alone(fitted: FlowCodec, 
     assert rows.tolist() == columns.tolist() == [False] * 2 + [True] * 4 + [False] * 2
 
 
-def test_the_branch_learns_what_the_maps_cannot(fitted: FlowCodec, footage: Footage) -> None:
+def test_rest_and_branch_learn_what_flow_cannot(fitted: FlowCodec, footage: Footage) -> None:
     codec = FlowCodec(CONFIG, GEOMETRY)
     codec.load_state_dict(fitted.state_dict())
     method = FlowDecoderMethod(codec, footage, latents=2)
-    optimizer = torch.optim.Adam(codec.detail.parameters(), 1e-2)
-    losses = []
-    for _ in range(40):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = method.loss(0, 4, Draws.seeded(0))["loss"]
+    optimizer = torch.optim.Adam([p for p in codec.parameters() if p.requires_grad], 5e-3)
+    draws, losses = Draws.seeded(0), []
+    for step in range(60):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not step):
+            loss = method.loss(0, 4, draws)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.85 * losses[0]  # the maps have taken most of it already
+    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])
+    clip, latents = encoded(codec, footage.frames[0])
+    _, state = codec.open(clip[:, :, 0])
+    without = latents.clone()
+    without[:, codec.looks + codec.flows :] = 0
+    left = [(codec.decode(z[:, :, 1:], state)[0] - clip[:, :, 1:]).square().mean() for z in (latents, without)]
+    assert left[0] < 0.8 * left[1]
 
 
 def test_configurations_that_leave_no_room_are_refused() -> None:

@@ -1,10 +1,12 @@
 """The codec of the default model: latents that say how the reference picture moves.
 
-A latent has three groups of channels, each a linear map of space-time blocks in closed form (principal components):
+A latent has three groups of channels. The first two are linear maps of space-time blocks in closed form (principal
+components), the third is learnt together with the decoder:
 
 - appearance: the reference picture, small; the same in every latent of a clip. It tells the transformer who it moves.
 - flow: where the pixels of the four frames come from in the reference picture, on a coarse grid.
-- rest: what moving the picture cannot explain (teeth, lids, shade), at low resolution.
+- rest: what moving the picture cannot explain (teeth, lids, shade). Linear maps of it are no good: an open mouth is
+  another point for every place that it has on the latents' grid.
 
 Flow is alike for all people, so a small transformer can learn it from few of them, and what is sharp comes from the
 picture itself. The decoder adds a streaming convolutional branch, which sees the latent before and the moved features
@@ -118,6 +120,29 @@ class FlowBranch(nn.Module):
         return flow, 2 * torch.sigmoid(paint[:, :, 3:]), paint[:, :, :3]
 
 
+class RestEncoder(nn.Module):
+    """What moving the picture leaves of four frames, and these frames, to the latents' other channels.
+
+    The branch upside down, from its second finest grid on, on pictures shrunk by `pool`.
+    """
+
+    def __init__(self, config: FlowCodecConfig, geometry: Geometry, outputs: int) -> None:
+        super().__init__()
+        widths = config.widths[-2::-1]
+        self.cell = 2 * config.patch(geometry) // config.pool
+        self.enter = nn.Conv2d(2 * 3 * geometry.temporal_stride * self.cell**2, widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(nn.Sequential(*(ResidualBlock(w) for _ in range(config.blocks))) for w in widths)
+        self.downs = nn.ModuleList(nn.Conv2d(4 * w, v, 1) for w, v in pairwise(widths))
+        self.leave = nn.Conv2d(widths[-1], outputs, 3, padding=1)
+
+    def forward(self, left: Tensor, frames: Tensor) -> Tensor:
+        """Both [N, 4 * 3, H/pool, W/pool] to [N, outputs, h, w]."""
+        x = self.enter(functional.pixel_unshuffle(torch.cat((left, frames), dim=1), self.cell))
+        for stage, down in zip(self.stages, self.downs, strict=False):
+            x = down(functional.pixel_unshuffle(stage(x), 2))
+        return self.leave(self.stages[-1](x)).float()
+
+
 class FlowCodec(nn.Module):
     """See the module's docstring.
 
@@ -129,7 +154,6 @@ class FlowCodec(nn.Module):
     look_mean: Tensor
     look_map: Tensor
     flow_map: Tensor
-    rest_map: Tensor
     scale: Tensor
     spread: Tensor
 
@@ -142,12 +166,12 @@ class FlowCodec(nn.Module):
         small, time = geometry.spatial_stride // config.pool, geometry.temporal_stride
         grid = geometry.spatial_stride // self.patch
         sizes = {"look": (self.looks, 3 * small**2), "flow": (self.flows, 2 * time * grid**2)}
-        sizes["rest"] = (rest, 3 * time * small**2)
         for name, size in sizes.items():
             self.register_buffer(f"{name}_map", nn.init.orthogonal_(torch.empty(size)))
         self.register_buffer("look_mean", torch.zeros(3 * small**2))
         self.register_buffer("scale", torch.ones(geometry.latent_channels))
         self.register_buffer("spread", torch.ones(geometry.latent_channels))
+        self.rest = RestEncoder(config, geometry, rest)
         self.detail = FlowBranch(config, geometry, 2 * (self.flows + rest) + self.looks)
 
     # blocks ----------------------------------------------------------------------------------------
@@ -165,10 +189,6 @@ class FlowCodec(nn.Module):
         """Flow [B, 2, 4 n, H/p, W/p] of the frames after the reference to blocks [B, n, h, w, 2 * 4 * cells]."""
         return _cells(_latents(flow, self.geometry.temporal_stride), self.geometry.latent_height)
 
-    def rests_of(self, frames: Tensor) -> Tensor:
-        """Differences [B, 3, 4 n, H, W] to blocks [B, n, h, w, 3 * 4 * cell * cell]."""
-        return _cells(_latents(self._small(frames), self.geometry.temporal_stride), self.geometry.latent_height)
-
     def _flow(self, code: Tensor) -> Tensor:
         """Coefficients [N, flows, h, w] to flow [N, 4, 2, H/p, W/p], in cells of its grid."""
         return (
@@ -177,15 +197,9 @@ class FlowCodec(nn.Module):
             .transpose(1, 2)
         )
 
-    def _rest(self, code: Tensor) -> Tensor:
-        """Coefficients [N, rests, h, w] to pictures [N, 4, 3, H, W]."""
-        small = _whole(code.movedim(1, -1) @ self.rest_map, 3 * self.geometry.temporal_stride)
-        large = (
-            functional.interpolate(small, scale_factor=self.config.pool, mode="bilinear")
-            if self.config.pool > 1
-            else small
-        )
-        return large.unflatten(1, (3, -1)).transpose(1, 2)
+    def _moves(self, code: Tensor) -> Tensor:
+        """Coefficients [B, n, h, w, flows] to flow [B, 4 n, 2, H/p, W/p], in cells of its grid."""
+        return self._flow(code.flatten(0, 1).movedim(-1, 1)).unflatten(0, code.shape[:2]).flatten(1, 2)
 
     def moved(self, picture: Tensor, flow: Tensor, crop: Crop | None = None) -> Tensor:
         """Pictures [N, 3, H, W] moved by flow in cells [N, F, 2, H/p, W/p], of a part if given: [N, F, 3, H, W]."""
@@ -214,16 +228,29 @@ class FlowCodec(nn.Module):
         if flow is None:
             raise ValueError("a clip is encoded with its optical flow")
         code = self.flows_of(flow[:, :, 1:]) @ self.flow_map.t()
-        rest = self.unexplained(frames, flow) @ self.rest_map.t()
+        rest = self.rests_of(frames[:, :, 0], frames[:, :, 1:], code).movedim(2, -1)
         return self._scaled(
             torch.cat((still, torch.cat((look[:, None].expand(-1, later, -1, -1, -1), code, rest), -1)), 1)
         )
 
-    def unexplained(self, frames: Tensor, flow: Tensor) -> Tensor:
-        """What the latents' flow leaves of the frames after the reference, as blocks; arguments as :meth:`encode`."""
-        code = (self.flows_of(flow[:, :, 1:]) @ self.flow_map.t()).flatten(0, 1).movedim(-1, 1)
-        moves = self._flow(code).unflatten(0, (frames.shape[0], -1)).flatten(1, 2)
-        return self.rests_of(frames[:, :, 1:] - self.moved(frames[:, :, 0], moves).transpose(1, 2))
+    def rests_of(self, picture: Tensor, frames: Tensor, code: Tensor) -> Tensor:
+        """Channels [B, n, rests, h, w] of what flow leaves of frames [B, 3, 4 n, H, W].
+
+        Args:
+            picture: the reference, [B, 3, H, W].
+            code: coefficients of the flow, [B, n, h, w, flows].
+        """
+        batch, count = code.shape[:2]
+        moves = self._moves(code)
+        pixels = functional.interpolate(
+            self.patch / self.config.pool * moves.flatten(0, 1),
+            scale_factor=self.patch // self.config.pool,
+            mode="bilinear",
+        ).unflatten(0, (batch, -1))
+        small = self._small(frames)
+        left = small - warp(self._small(picture), pixels).transpose(1, 2)
+        each = [_latents(x, self.geometry.temporal_stride).flatten(0, 1) for x in (left, small)]
+        return self.rest(*each).unflatten(0, (batch, count))
 
     def _scaled(self, code: Tensor) -> Tensor:
         return (code / self.scale).permute(0, 4, 1, 2, 3).contiguous()
@@ -244,30 +271,34 @@ class FlowCodec(nn.Module):
         before = torch.cat((state.previous[:, :, None].float(), latents[:, :, :-1]), dim=2)
         look = state.reference[:, : self.looks, None].float().expand(-1, -1, count, -1, -1)
         motion = torch.cat((latents[:, self.looks :], before[:, self.looks :], look), dim=1)
-        flow, rest = self._linear(latents)
+        flow = self._flow_of(latents)
         features, picture = (x.repeat_interleave(count, dim=0) for x in (state.features, state.picture))
         if crop is not None:
             crop = crop.repeated(count)
-            flow, rest = crop.of(flow), crop.of(rest, self.patch)
+            flow = crop.of(flow)
         seen = warp(features.float(), flow.mean(1, keepdim=True), None if crop is None else crop.corner)[:, 0]
         change, gain, paint = self.detail(motion.transpose(1, 2).flatten(0, 1), seen, crop)
-        frames = gain * (self.moved(picture, flow + change, crop) + rest) + paint
+        frames = gain * self.moved(picture, flow + change, crop) + paint
         frames = frames.unflatten(0, (batch, count)).flatten(1, 2).transpose(1, 2)
         return frames.clamp(-1, 1), replace(state, previous=latents[:, :, -1])
 
-    def _linear(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, C, T, h, w] to flow [B * T, 4, 2, H/p, W/p] and rest [B * T, 4, 3, H, W], by the maps alone."""
+    def _flow_of(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, T, h, w] to flow [B * T, 4, 2, H/p, W/p], by the maps alone."""
         with torch.autocast(latents.device.type, enabled=False):
             code = (latents * self.scale[:, None, None, None]).transpose(1, 2).flatten(0, 1)
-            flow = self._flow(code[:, self.looks : self.looks + self.flows])
-            return flow, self._rest(code[:, self.looks + self.flows :])
+            return self._flow(code[:, self.looks : self.looks + self.flows])
 
     @torch.no_grad()
-    def without_branch(self, latents: Tensor, picture: Tensor) -> Tensor:
-        """What the maps alone make of latents [B, C, T, h, w] and the picture: frames [B, 3, 4 T, H, W]."""
-        flow, rest = self._linear(latents)
-        frames = self.moved(picture.repeat_interleave(latents.shape[2], dim=0), flow) + rest
-        return frames.unflatten(0, latents.shape[:1] + latents.shape[2:3]).flatten(1, 2).transpose(1, 2)
+    def carried(self, picture: Tensor, flow: Tensor) -> Tensor:
+        """The reference picture [B, 3, H, W] moved by flow as latents keep it, and nothing else.
+
+        Args:
+            flow: of the frames after the reference, see :meth:`encode`, [B, 2, 4 n, H/p, W/p].
+
+        Returns:
+            [B, 3, 4 n, H, W].
+        """
+        return self.moved(picture, self._moves(self.flows_of(flow) @ self.flow_map.t())).transpose(1, 2)
 
 
 def _latents(x: Tensor, frames: int) -> Tensor:
