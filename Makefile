@@ -18,7 +18,7 @@ APT := sh -c 'command -v apt-get >/dev/null || exit 1; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" >/dev/null' apt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system browser demo live test test-slow lint bench model clean
+.PHONY: help setup system browser demo live test test-slow integration lint bench model clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -50,6 +50,9 @@ test: system lint ## all quick checks: ruff, mypy, import directions, pytest
 
 test-slow: system $(DEV) ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+integration: system $(DEV) ## every stage of training from nothing, with the smallest recipe (a minute)
+	$(BIN)/python -m pytest -m slow tests/recipes -k micro
 
 lint: $(DEV) ## ruff, mypy and import directions alone
 	$(BIN)/ruff check

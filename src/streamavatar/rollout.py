@@ -107,13 +107,15 @@ def make_chunk(
         if step == exit_step:
             output = estimate
             if trace is not None:
-                trace.append(ExitPass(x, sigma, conditions, view))
+                trace.append(ExitPass(x, sigma, conditions, cache.view(chunk)))  # without what this pass recorded
         if step < last:
+            view.discard()
             following = torch.full_like(sigma, passes.sigmas[step + 1])
             x = add_noise(estimate.detach(), noise(chunk, step + 1), following)
     assert output is not None
     assert view is not None
     if passes.cache_mode == "clean":
+        view.discard()
         view = cache.view(chunk)
         with torch.no_grad():
             model.sample(output.detach(), torch.zeros_like(sigma), conditions, view)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from streamavatar.cli.train import _world
 from streamavatar.draws import Draws
 from streamavatar.models.avatar import AvatarModel
+from streamavatar.training.lora import LoraConfig, LoraLinear, adapted, merge
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.ode import OdeMethod
 from streamavatar.training.methods.sid import SidConfig, SidMethod
@@ -92,6 +93,15 @@ def adversarial() -> AdversarialMethod:
     return AdversarialMethod(student, teacher, clips(), WINDOW, AdversarialConfig(width=16, penalty_weight=1.0))
 
 
+def lora() -> SidMethod:
+    """Student and fake score are adapters on the real score."""
+    real = model(0)
+    student, fake = (adapted(real, LoraConfig(rank=2), seed) for seed in (1, 2))
+    for number, network in enumerate((student, fake)):
+        MODELS.redraw(nn.ModuleList(m for m in network.modules() if isinstance(m, LoraLinear)), number)
+    return SidMethod(student, real, fake, clips(), WINDOW, SidConfig(ratio=1))
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     "line": Line,
     "teacher": lambda: TeacherMethod(model(0), clips(), WINDOW),
@@ -99,10 +109,11 @@ METHODS: dict[str, Callable[[], Method]] = {
     "sid": sid,
     "replay": lambda: sid(grad_mode="replay", last_chunks=2),
     "adversarial": adversarial,
+    "lora": lora,
 }
 
 STEPS = {"teacher": 4}
-QUICK, SLOW = ("line", "teacher", "sid", "adversarial"), ("ode", "replay")
+QUICK, SLOW = ("line", "teacher", "sid", "adversarial"), ("ode", "replay", "lora")
 
 
 def trainer(name: str, folder: Path, world: World | None = None, **changes: Any) -> Trainer:
@@ -129,8 +140,12 @@ def more(world: World, folder: Path) -> None:
     """The other methods and settings."""
     for name in SLOW:
         train(name, folder / "two", world)
-    train("sid", folder / "recomputed", world, recompute=True, accumulate=2, async_save=True)
+    for name in ("sid", "adversarial"):
+        train(name, folder / "recomputed", world, recompute=True, accumulate=2, async_save=True)
     train("teacher", folder / "rows", world, shard=1)
+    merged = gather(merge(trainer("lora", folder / "two", world).run()), world)
+    if world.first:
+        torch.save(merged, folder / "merged.pt")
     half = train("teacher", folder / "half", world, bf16=True)
     found = gather(half.method.module, world)
     if world.first:

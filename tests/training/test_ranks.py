@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from streamavatar.training.checkpoint import COMPLETE
+from streamavatar.training.lora import merge
 from streamavatar.training.trainer import Trainer
 
 SCRIPT = Path(__file__).parent / "ranks.py"
@@ -73,7 +74,7 @@ def trained(ranks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
 def more(ranks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of other methods and settings."""
     folder = tmp_path_factory.mktemp("more")
-    for name in (*ranks.SLOW, "sid", "teacher"):
+    for name in (*ranks.SLOW, "sid", "adversarial", "teacher"):
         ranks.train(name, folder / "one")
     assert start(folder, "more") == [0, 0], output(folder)
     return folder
@@ -120,7 +121,7 @@ def test_two_ranks_make_the_step_of_one(ranks: ModuleType, trained: Path, name: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ode", "replay"])
+@pytest.mark.parametrize("name", ["ode", "replay", "lora"])
 def test_two_ranks_make_the_step_of_one_in_other_methods(ranks: ModuleType, more: Path, name: str) -> None:
     assert_same_steps(ranks, more, name)
 
@@ -156,9 +157,21 @@ def test_one_process_goes_on_from_two_and_two_from_one(ranks: ModuleType, traine
 
 
 @pytest.mark.slow
-def test_less_memory_is_the_same_step(ranks: ModuleType, more: Path) -> None:
+@pytest.mark.parametrize("name", ["sid", "adversarial"])
+def test_less_memory_is_the_same_step(ranks: ModuleType, more: Path, name: str) -> None:
     """Activation checkpointing, micro-batches and a checkpoint in the background, on two ranks."""
-    assert_same(*(at(ranks, more / folder, "sid", 2) for folder in ("one", "recomputed")))
+    assert_same(*(at(ranks, more / folder, name, 2) for folder in ("one", "recomputed")))
+
+
+@pytest.mark.slow
+def test_adapters_of_two_ranks_merge(ranks: ModuleType, more: Path) -> None:
+    found, plain = torch.load(more / "merged.pt"), ranks.model(0).state_dict()
+    expected = merge(ranks.trainer("lora", more / "one").run()).state_dict()
+    assert found.keys() == expected.keys() == plain.keys()
+    for name, value in expected.items():
+        assert float((found[name] - value).abs().mean()) < 1e-6, name
+    name = "transformer.blocks.0.ffn.0.weight"
+    assert float((found[name] - plain[name]).abs().mean()) > 1e-3
 
 
 @pytest.mark.slow

@@ -44,6 +44,9 @@ class View(Protocol):
     def commit(self) -> None:
         """Keep this pass's keys and values as the context that later chunks see."""
 
+    def discard(self) -> None:
+        """Forget this pass's keys and values: a later pass is the context."""
+
 
 class KVCache(Protocol):
     """The context of one sequence."""

@@ -53,6 +53,9 @@ class RingView:
     def commit(self) -> None:
         """Nothing to do: the last pass already wrote the slot."""
 
+    def discard(self) -> None:
+        """Nothing to do: the next pass writes over it."""
+
 
 class RingCache:
     """Key/value slots of one session, allocated once.

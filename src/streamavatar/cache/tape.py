@@ -24,6 +24,7 @@ class TapeView:
         self._cache = cache
         self.times = cache.positions.query(chunk)
         self.recorded: dict[int, Entry] = {}
+        self._discarded = False
         self._order = cache.positions.window(chunk).chunks
         self._context = context
         self._tables = {c: cache.table(cache.positions.keys(chunk, c)) for c in self._order}
@@ -34,7 +35,8 @@ class TapeView:
         return self._cache.table(self.times).to(device)
 
     def attend(self, layer: int, k: Tensor, k_rotated: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        self.recorded.setdefault(layer, (k, v))
+        if not self._discarded:
+            self.recorded.setdefault(layer, (k, v))
         keys, values = [], []
         for chunk in self._order:
             if chunk == self.chunk:
@@ -49,6 +51,11 @@ class TapeView:
 
     def commit(self) -> None:
         self._cache.keep(self)
+
+    def discard(self) -> None:
+        """The graph of a pass holds its view, and would hold these, too."""
+        self._discarded = True
+        self.recorded.clear()
 
 
 class TapeCache:

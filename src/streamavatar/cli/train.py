@@ -63,7 +63,7 @@ def train(
     folder = out or Path("runs") / recipe
     with _world(device) as world:
         if world.first:
-            _print_memory(settings, wanted, folder)
+            _print_memory(settings, wanted, folder, world.size)
         try:
             with _progress(shown=world.first) as tell:
                 Run(settings, folder, tell, world).run(wanted)
@@ -128,7 +128,7 @@ def _print_costs(recipe: Any, stages: list[str], gpus: int, kind: str, utilisati
     roles = [(c.stage, r.name, _count(r.parameters), _count(r.trained)) for c in costs for r in c.roles]
     _print_table(("stage", "network", "parameters", "trained"), roles)
 
-    parts = ("weights", "gradients", "optimizer", "average", "given", "gathered")
+    parts = ("weights", "gradients", "optimizer", "average", "given", "working")
     rows = []
     for cost in costs:
         if cost.memory is not None:
@@ -136,9 +136,8 @@ def _print_costs(recipe: Any, stages: list[str], gpus: int, kind: str, utilisati
             sizes = [*(getattr(cost.memory, part) for part in parts), *both, cost.memory.total]
             fits = "yes" if cost.memory.total < gpu.gigabytes * 1e9 else "no"
             rows.append((cost.stage, *map(_gib, sizes), fits))
-    which = "recomputed" if recipe.checkpoint else "kept"
-    print(f"\nGiB on each GPU; activations of one clip, blocks recomputed or kept; the total is with blocks {which}")
-    names = ("weights", "gradients", "optimiser", "EMA", "codec, sound", "gathered", "recomputed", "kept")
+    print("\nGiB on each GPU; activations of one clip, blocks recomputed or kept; in the total as `recompute` says")
+    names = ("weights", "gradients", "optimiser", "EMA", "codec, sound", "at work", "recomputed", "kept")
     _print_table(("stage", *names, "total", "fits"), rows)
 
     times = [
@@ -165,16 +164,17 @@ def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None
         print(f"| {' | '.join(row)} |")
 
 
-def _print_memory(recipe: Any, stages: list[str], folder: Path) -> None:
-    """What the stages that are to come need, before they start."""
+def _print_memory(recipe: Any, stages: list[str], folder: Path, ranks: int) -> None:
+    """What the stages that are to come need on each rank, before they start."""
     from streamavatar.training.estimate import recipe_cost
 
     left = [stage for stage in stages if stage != "pairs" and not (folder / stage / "DONE").exists()]
-    for cost in recipe_cost(recipe, left):
+    for cost in recipe_cost(recipe, left, ranks):
         if (memory := cost.memory) is not None:
-            states = memory.weights + memory.gradients + memory.optimizer + memory.average
-            work = _gib(memory.activations * cost.batch)
-            print(f"{cost.stage}: weights and optimiser {_gib(states)} GiB, activations of a batch {work} GiB")
+            states = memory.weights + memory.gradients + memory.optimizer + memory.average + memory.working
+            clips = -(-cost.clips_per_gpu // getattr(recipe, cost.stage).accumulate)
+            work = f"activations of {clips} clips {_gib(memory.activations * clips)} GiB"
+            print(f"{cost.stage}: weights and optimiser {_gib(states)} GiB, {work}")
 
 
 def _gib(size: float) -> str:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from streamavatar.data.augment import augmented
 from streamavatar.data.flow import flow_to_reference
 from streamavatar.data.latents import LatentSet, feature_frames
 from streamavatar.data.reader import ShardSet, Window, WindowOrder
@@ -37,8 +38,6 @@ from streamavatar.synth.topics import WIDE
 from streamavatar.synth.voices import available_voices
 
 SHARD = 32
-TONES = 0.08
-"""Standard deviation of the colour changes of clips that come again."""
 Tell = Callable[[int, int], None]
 """(shards done, shards in all)."""
 
@@ -175,7 +174,7 @@ def clips_of(
 
     Args:
         source: folder of shards to cut them from (the identities that are not held out); puppets, drawn here, if None.
-            Windows that come again, since more clips are asked for than there are, come changed, see :func:`_again`.
+            Windows that come again, since more clips are asked for than there are, come changed, see `data.augment`.
 
     Raises:
         UserError: the folder's pictures have another size.
@@ -194,24 +193,7 @@ def clips_of(
         if window.frames.shape[1:3] != (geometry.height, geometry.width):
             found = "x".join(map(str, window.frames.shape[1:3]))
             raise UserError(f"{source}: pictures are {found}, not {geometry.height}x{geometry.width}; make others")
-        yield _again(window, np.random.default_rng(draw), mirrored=epoch % 2 == 1) if epoch else window
-
-
-def _again(window: Window, rng: np.random.Generator, mirrored: bool) -> Window:
-    """The window in other colours, as of another lamp, camera or skin, and perhaps mirrored; only pixels, and the boxes
-    that are read here, change.
-    """
-    frames, truth = window.frames, dict(window.truth)
-    if mirrored:
-        frames = frames[:, :, ::-1]
-        box = truth["landmarks.mouth"]
-        truth["landmarks.mouth"] = np.stack(
-            (frames.shape[2] - box[:, 2], box[:, 1], frames.shape[2] - box[:, 0], box[:, 3]), axis=1
-        )
-    gain, gamma = np.exp(rng.normal(0, TONES, 3)), np.exp(rng.normal(0, 2 * TONES))
-    table = 255 * np.clip((np.arange(256)[:, None] / 255) ** gamma * gain, 0, 1)
-    toned = np.stack([table.round().astype(np.uint8)[:, c][frames[..., c]] for c in range(3)], axis=-1)
-    return replace(window, frames=toned, truth=truth)
+        yield augmented(window, np.random.default_rng(draw), mirrored=epoch % 2 == 1) if epoch else window
 
 
 def _latent_shard(folder: Path, model_folder: Path, seed: int, shard: int, frames: int, source: Path | None) -> None:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from streamavatar.models.transformer import Conditions, RMSNorm, Transformer, timestep_embedding
 from streamavatar.ops.attention import attention
@@ -102,7 +103,7 @@ class Discriminator(nn.Module):
         """
         latents = 1 if self.branches == "single" else x.shape[2]
         tapped = self.backbone.tap(x, TIMESTEPS * sigma, conditions, self.taps)
-        gathered = [former(tokens, latents) for former, tokens in zip(self.formers, tapped, strict=True)]
+        gathered = [self._gather(former, tokens, latents) for former, tokens in zip(self.formers, tapped, strict=True)]
         features = self.merge(torch.cat(gathered, dim=-1))
         if self.branches == "single":
             return Logits(None, self.overall(features[:, 0]).float().sum(-1))
@@ -110,6 +111,11 @@ class Discriminator(nn.Module):
         if self.branches == "local":
             return Logits(local, None)
         return Logits(local, self.overall(self._summary(features)).float().sum(-1))
+
+    def _gather(self, former: nn.Module, tokens: Tensor, latents: int) -> Tensor:
+        if self.backbone.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(former, tokens, latents, use_reentrant=False)
+        return former(tokens, latents)
 
     def _summary(self, features: Tensor) -> Tensor:
         """[B, T, width] to [B, width]."""

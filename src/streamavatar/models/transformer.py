@@ -254,7 +254,7 @@ class Transformer(nn.Module):
         if config.reference_channels:
             self.register_buffer("reference_scale", torch.ones(config.latent_channels))
         self.checkpoint_blocks = False
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        """Recompute each block in the backward pass instead of keeping its activations (`TrainConfig.recompute`)."""
         nn.init.zeros_(self.head.head.weight)
         nn.init.zeros_(self.head.head.bias)
 

@@ -15,9 +15,10 @@ def people() -> Recipe:
     """Every stage of the paper at 12 M parameters.
 
     Latents say how the reference picture moves (`models.codec.flow`). They have 8x8 cells, 16 tokens, so that two cores
-    can train the transformer, and 96 channels, since cells are large. Clips are whole dialogues of 7 s, whose first
-    frame is a neutral reference; where there are fewer than `clips`, they come again mirrored and in other colours.
-    Lips move little beside heads, so the mouth counts much. docs/results.md says how far this has been trained.
+    can train the transformer, and 96 channels, since cells are large. Clips are whole dialogues of 3.5 s, whose first
+    frame is a neutral reference, since many people teach more than long clips; where there are fewer than `clips`, they
+    come again changed (`data.augment`). Lips move little beside heads, so the mouth counts much. docs/results.md says
+    how far this has been trained.
     """
     channels = 96
     model = ModelConfig(
@@ -48,11 +49,11 @@ def people() -> Recipe:
         ),
         refinement=AdversarialConfig(width=256),
         teaching=TeachingConfig(mouth=25.0),
-        latents=43,
+        latents=22,
         window=13,
         dialogues=64,
         varied_speech=True,
-        codec_clips=128,
+        codec_clips=256,
         clips=1536,
         pairs=512,
         solver_steps=16,

@@ -3,7 +3,7 @@
 Parameters are counted on models built without memory (on the meta device). Work is by formula, see `training.work`;
 tests hold it to what the steps really do (`count`). Of the activations one block is counted, forward and backward at
 full size on the meta device, and multiplied by the passes whose graphs are alive together. Weights, gradients and
-optimiser states are bytes per parameter, divided among the GPUs.
+optimiser states are bytes per parameter, divided among the GPUs; but what is at work is not divided, see `working_of`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from streamavatar.data.latents import LatentSet
 from streamavatar.draws import Draws
 from streamavatar.models.avatar import AvatarModel
-from streamavatar.models.discriminator import Discriminator, default_taps
+from streamavatar.models.discriminator import Discriminator, QFormer, default_taps
 from streamavatar.models.memory import RESERVE
 from streamavatar.models.text import LENGTH
 from streamavatar.models.transformer import Conditions
@@ -88,7 +88,7 @@ class Memory:
         weights: of all roles, float32 where trained and bfloat16 where frozen; the GPU's share.
         gradients, optimizer, average: of what is trained; the GPU's share.
         given: codec and audio encoder of every role, float32, on every GPU.
-        gathered: two blocks at work in bfloat16, and their gradients in float32.
+        working: weights and gradients that are at work, undivided; see :func:`working_of`.
         activations: of one clip.
     """
 
@@ -97,7 +97,7 @@ class Memory:
     optimizer: int
     average: int
     given: int
-    gathered: int
+    working: int
     activations: int
 
     @property
@@ -308,6 +308,18 @@ def block_memory(recipe: Recipe, latents: int, keys: int, *, frozen: bool = Fals
     return Kept(graph, x.nbytes, counter.peak)
 
 
+def former_memory(recipe: Recipe) -> int:
+    """Bytes that the graph of one Q-Former keeps of one clip, measured on the meta device."""
+    t, g = recipe.model.transformer, recipe.model.geometry
+    with META:
+        former = QFormer(t.dim, t.heads, t.eps).bfloat16()
+        rows = torch.empty(1, recipe.window * g.tokens_per_latent, t.dim, dtype=torch.bfloat16)
+    latents = 1 if recipe.refinement.branches == "single" else recipe.window
+    with using("flash"), _HalfInputs(), Counter([*former.parameters(), rows]) as counter:
+        kept = former(rows, latents)
+        return counter.alive() - kept.nbytes
+
+
 class _Context:
     """A view of a cache with keys and values of other latents."""
 
@@ -322,34 +334,79 @@ class _Context:
 
 def activations_of(recipe: Recipe, stage: str) -> float:
     """Bytes of one clip's activations alive at most, over the kinds of steps."""
-    passes, layers = Passes(recipe), recipe.model.transformer.layers
+    passes, layers, again = Passes(recipe), recipe.model.transformer.layers, getattr(recipe, stage).recompute
     size = recipe.model.geometry.chunk_latents
     window = sum(len(recipe.model.geometry.chunk_span(c)) for c in passes.positions.window(passes.chunks).chunks)
     whole = block_memory(recipe, recipe.window, recipe.window)
     chunk = block_memory(recipe, size, window)
     judge = block_memory(recipe, recipe.window, recipe.window, frozen=True)
-    whole_kept, chunk_kept, judge_kept = (k.input if recipe.checkpoint else k.graph for k in (whole, chunk, judge))
-    rolled = passes.chunks * chunk_kept  # a graph per chunk, until the loss
+    whole_kept, chunk_kept, judge_kept = (k.input if again else k.graph for k in (whole, chunk, judge))
     context = 2 * whole.input  # keys and values of all chunks, which the graphs or the replay still need
+    rolled = passes.chunks * chunk_kept + context
     if stage == "teacher" and not recipe.teaching.causal:
         return layers * whole_kept + whole.peak
     if stage in ("teacher", "student"):
-        return layers * (rolled + context) + chunk.peak
+        return layers * rolled + chunk.peak
     if stage == "sid":
-        replayed = recipe.distillation.grad_mode == "replay"
-        scores = 0 if recipe.distillation.objective == "dmd" else 2 * judge_kept + whole_kept
-        student = layers * ((0 if replayed else rolled) + context + scores) + whole.peak
+        scores, peak = 2 * judge_kept + whole_kept, whole.peak
+        if recipe.distillation.objective == "dmd":
+            scores, peak = 0, chunk.peak
+        if recipe.distillation.grad_mode == "replay":  # the scores' graph is gone when a chunk's is made again
+            student = layers * (context + max(scores, chunk_kept)) + peak
+        else:
+            student = layers * (rolled + scores) + peak
         return max(student, layers * whole_kept + whole.peak)
-    return layers * max(4 * whole_kept, rolled + context + whole_kept) + whole.peak
+    formers = 0 if again else len(default_taps(layers)) * former_memory(recipe)
+    critic, student = 4 * (layers * whole_kept + formers), layers * (rolled + whole_kept) + formers
+    return max(critic, student) + whole.peak
 
 
 def activations_of_both(recipe: Recipe, stage: str) -> tuple[float, float]:
     """Bytes of a clip's activations with blocks recomputed, and with all kept."""
-    both = [activations_of(replace(recipe, checkpoint=checkpoint), stage) for checkpoint in (True, False)]
-    return both[0], both[1]
+    config = getattr(recipe, stage)
+    with_, without = (replace(recipe, **{stage: replace(config, recompute=again)}) for again in (True, False))
+    return activations_of(with_, stage), activations_of(without, stage)
 
 
-def memory_of(recipe: Recipe, roles: Iterable[Role], activations: float, gpus: int) -> Memory:
+def waiting_of(recipe: Recipe, stage: str, roles: Iterable[Role]) -> int:
+    """Bytes of gradients that wait, in bfloat16, until every pass of a graph has added to them.
+
+    Where one graph holds several passes of a network (the chunks of a clip; real, fake and disturbed clips), its
+    gradients are only complete, and only then divided, when the last of these passes is done.
+    """
+    sizes = {role.name: role.trained for role in roles}
+    if stage == "teacher":
+        several = [sizes["teacher"]] if recipe.teaching.causal else []
+    elif stage == "sid":  # but for DMD with recomputation, larger graphs are gone by then: the scores', or a chunk's
+        how = (recipe.distillation.objective, recipe.distillation.grad_mode, getattr(recipe, stage).recompute)
+        several = [sizes["student"]] if how == ("dmd", "exit_step", True) else []
+    else:
+        several = [size for name, size in sizes.items() if name != "base"]
+    return HALF * max(several, default=0)
+
+
+def working_of(recipe: Recipe, stage: str, roles: Iterable[Role], gpus: int) -> int:
+    """Bytes of weights and gradients that lie whole on each GPU while a step runs.
+
+    Among several GPUs two blocks in bfloat16 and their gradients in float32, or all of a network's weights where its
+    chunks reach into each other (`Method.passes_meet`); on one GPU the bfloat16 copies of what is trained. And in
+    either case the gradients that wait, see :func:`waiting_of`.
+    """
+    roles = list(roles)
+    waiting = waiting_of(recipe, stage, roles)
+    if gpus == 1:
+        return HALF * sum(role.trained for role in roles) + waiting
+    if recipe.lora.rank:
+        return waiting
+    transformer = _model(recipe, 1).transformer
+    block = sum(p.numel() for p in transformer.blocks[0].parameters())
+    outside = sum(p.numel() for p in transformer.parameters()) - block
+    if stage == "student" or (stage == "teacher" and recipe.teaching.causal):
+        return HALF * roles[0].parameters + GRADIENT * 2 * block + waiting
+    return (HALF + GRADIENT) * 2 * block + HALF * outside + waiting
+
+
+def memory_of(recipe: Recipe, stage: str, roles: Iterable[Role], activations: float, gpus: int) -> Memory:
     """Bytes on each of `gpus` GPUs among which weights and optimiser states are divided.
 
     With LoRA the shared base is not divided: it lies on every GPU.
@@ -361,15 +418,13 @@ def memory_of(recipe: Recipe, roles: Iterable[Role], activations: float, gpus: i
     frozen = sum(role.parameters - role.trained for role in roles) - shared
     model = _model(recipe, 1)
     given = sum(p.nbytes for part in (model.codec, model.audio.encoder) for p in part.parameters())
-    block = sum(p.numel() for p in model.transformer.blocks[0].parameters())
-    outside = sum(p.numel() for p in model.transformer.parameters()) - block
     return Memory(
         weights=-(-(WEIGHT * trained + HALF * frozen) // gpus) + HALF * shared,
         gradients=-(-GRADIENT * trained // gpus),
         optimizer=-(-ADAM * trained // gpus),
         average=-(-AVERAGE * trained // gpus),
         given=given * (1 if lora else len(roles)),  # adapted copies share them
-        gathered=0 if lora else (HALF + GRADIENT) * 2 * block + HALF * outside,
+        working=working_of(recipe, stage, roles, gpus),
         activations=round(activations),
     )
 
@@ -403,7 +458,7 @@ def recipe_cost(
         flop = sum(share * work for work, share in passes.turns(name))
         each = -(-config.batch // gpus)
         roles = roles_of(recipe, name)
-        memory = memory_of(recipe, roles, activations_of(recipe, name), gpus)
+        memory = memory_of(recipe, name, roles, activations_of(recipe, name), gpus)
         seconds = config.steps * each * flop / rate
         out.append(StageCost(name, config.steps, config.batch, each, flop, seconds, roles, memory))
     return out

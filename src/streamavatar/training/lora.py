@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamavatar.models.avatar import AvatarModel
+from streamavatar.training.parallel import whole
 
 WHOLE = ("talk_attn", "listen_attn", "norm_audio")
 """Parts of a block that are trained whole unless they are targets."""
@@ -74,10 +75,11 @@ class LoraLinear(nn.Module):
         return self.base(x) + self.scale * functional.linear(functional.linear(x, self.down), self.up)
 
     def merged(self) -> nn.Linear:
-        """The plain layer that computes the same, in float32."""
+        """The plain layer that computes the same, in float32; every rank has to ask."""
         base = self.base
         out = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
-        out.weight = nn.Parameter(base.weight.detach().float() + self.scale * (self.up @ self.down).detach())
+        up, down = (whole(part.detach()) for part in (self.up, self.down))
+        out.weight = nn.Parameter(base.weight.detach().float() + self.scale * (up @ down))
         if base.bias is not None:
             out.bias = nn.Parameter(base.bias.detach().float().clone())
         return out

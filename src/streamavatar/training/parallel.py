@@ -164,11 +164,16 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; of one that is split every rank has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def gather(module: nn.Module, world: World) -> dict[str, Tensor]:
     """All of a module's state on the CPU of the first rank, nothing on the others; every rank has to ask."""
     values = {}
     for name, value in module.state_dict().items():
-        full = value.full_tensor() if isinstance(value, DTensor) else value
+        full = whole(value)
         if world.first:
             values[name] = full.detach().cpu().contiguous().clone()
     return values

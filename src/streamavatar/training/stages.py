@@ -32,7 +32,7 @@ from streamavatar.training.journal import Screen
 from streamavatar.training.lora import LoraConfig, adapted, halve, merge
 from streamavatar.training.methods.adversarial import AdversarialConfig, AdversarialMethod
 from streamavatar.training.methods.audio import AudioMethod
-from streamavatar.training.methods.codec import DecoderMethod, fit, to_unit
+from streamavatar.training.methods.codec import decoder_method, fit, to_unit
 from streamavatar.training.methods.ode import OdeMethod, trajectories
 from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.methods.teacher import TeacherMethod, TeachingConfig
@@ -63,7 +63,6 @@ class Recipe:
         solver_steps, guidance: of the trajectories.
         data: folder of shards (`streamavatar data synth`) to train on; puppets, drawn when needed, if empty.
         lora: adapters in place of full training, see `training.lora`.
-        checkpoint: recompute each block in the backward pass instead of keeping its activations.
         start: model folder of the same sizes to go on from: its sound encoder, codec and transformer are where training
             begins, and its latents are kept; new weights if empty.
     """
@@ -80,7 +79,6 @@ class Recipe:
     teaching: TeachingConfig = field(default_factory=TeachingConfig)
     causal: TrainConfig | None = None
     lora: LoraConfig = field(default_factory=LoraConfig)
-    checkpoint: bool = False
     latents: int = 22
     window: int = 13
     dialogues: int = 48
@@ -201,7 +199,6 @@ class Run:
         for part in parts:
             target = {"audio": model.audio.encoder, "linear": model.codec, "codec": model.codec}.get(part, model)
             self.restore(target, part)
-        model.transformer.checkpoint_blocks = self.recipe.checkpoint
         return model
 
     def base(self, config: TrainConfig | None = None) -> AvatarModel | None:
@@ -326,7 +323,7 @@ def decoder_stage(run: Run) -> None:
     """Train the codec's decoder."""
     model = run.build("linear")
     if run.recipe.decoder is not None:
-        run.train(DecoderMethod(model.codec, run.prepared(partial(_footage, run))), run.recipe.decoder, "decoder")
+        run.train(decoder_method(model.codec, run.prepared(partial(_footage, run))), run.recipe.decoder, "decoder")
     run.keep(model.codec, "codec")
 
 

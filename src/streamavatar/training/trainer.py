@@ -29,6 +29,7 @@ from streamavatar.seeds import seed_for
 from streamavatar.training.checkpoint import Checkpoints
 from streamavatar.training.ema import Ema
 from streamavatar.training.journal import Journal, Screen
+from streamavatar.training.lora import bases
 from streamavatar.training.parallel import World, average_gradients, clip_gradients, local, release, shard
 
 
@@ -45,7 +46,8 @@ class TrainConfig:
         seed: of all draws.
         save_every, log_every, keep: checkpoints, lines of the log, and how many checkpoints stay.
         accumulate: micro-batches that a rank takes one after another for one step; for memory.
-        recompute: activation checkpointing: each block runs again in the backward pass; for memory.
+        recompute: activation checkpointing: each block, and each Q-Former of a discriminator, runs again in the
+            backward pass instead of keeping its activations; for memory.
         shard: ranks that share one copy of the weights; 0 is all of them.
         async_save: write checkpoints while training goes on.
         sample_every: steps between sample videos; 0 is never.
@@ -229,11 +231,14 @@ class Trainer:
     def _place(self) -> None:
         """Put the networks where they are trained: split among ranks first, so that no device holds them whole."""
         self.mesh = self.world.mesh(self.config.shard)
-        for network in self.method.networks():
+        networks = self.method.networks()
+        lent = {id(layer) for network in networks for layer in bases(network)}
+        for network in networks:
             for part in network.modules():
                 if isinstance(part, Transformer) and self.config.recompute:
                     part.checkpoint_blocks = True
-            if self.mesh is not None:
+            # A network whose layers others have adapted would not be whole when these run.
+            if self.mesh is not None and not any(id(part) in lent for part in network.modules()):
                 shard(network, self.mesh, bf16=self.bf16, hold=self.method.passes_meet)
         self.method.to(self.device)
 

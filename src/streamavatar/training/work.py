@@ -120,43 +120,43 @@ class Passes:
 
     # steps -----------------------------------------------------------------------------------------
 
-    def learnt(self, work: Work) -> float:
-        """A pass of a network that is trained."""
-        return work.learnt(self.frozen, again=self.recipe.checkpoint)
-
-    def rollout(self, *, gradient: bool, forcing: bool = True) -> float:
+    def rollout(self, *, gradient: bool, again: bool = False, forcing: bool = True) -> float:
         """A clip by the student: all passes of all chunks; those that exit keep their graphs."""
         context = self.model.context
         passes = len(self.model.schedule.sigmas) + (context.cache_mode == "clean") + (not forcing)
         plain = self.lanes.forward + self.reference.forward + passes * self.sweep.forward
         if not gradient:
             return plain
-        return plain + self.learnt(self.sweep) - self.sweep.forward + 2 * self.lanes.products
+        return plain + self.sweep.learnt(self.frozen, again=again) - self.sweep.forward + 2 * self.lanes.products
 
     def turns(self, stage: str) -> list[tuple[float, float]]:
         """FLOP of a stage's kinds of steps, each with its share of the steps."""
         recipe, lanes = self.recipe, self.lanes.learnt(again=False)
+        again = getattr(recipe, stage).recompute
         if stage == "teacher":
             work = self.sweep + self.reference if recipe.teaching.causal else self.whole
-            return [(lanes + self.learnt(work), 1.0)]
+            return [(lanes + work.learnt(self.frozen, again=again), 1.0)]
         if stage == "student":
-            return [(lanes + self.learnt(self.sweep + self.reference), 1.0)]
+            return [(lanes + (self.sweep + self.reference).learnt(self.frozen, again=again), 1.0)]
         if stage == "sid":
-            return self._sid()
-        made, judged = self.rollout(gradient=False), self.learnt(self.judged)
+            return self._sid(again)
+        made, judged = self.rollout(gradient=False), self.judged.learnt(self.frozen, again=again)
         critic = made + self.lanes.forward + 4 * judged
-        student = self.rollout(gradient=True) + self.lanes.forward + self.judged.forward + judged
+        student = self.rollout(gradient=True, again=again) + self.lanes.forward + self.judged.forward + judged
         return [(critic, 0.5), (student, 0.5)]
 
-    def _sid(self) -> list[tuple[float, float]]:
-        config, again = self.recipe.distillation, self.recipe.checkpoint
+    def _sid(self, again: bool) -> list[tuple[float, float]]:
+        config, lanes, whole = self.recipe.distillation, self.lanes, self.whole
         forced = config.forcing == "student"
-        critic = self.rollout(gradient=False, forcing=forced) + self.lanes.learnt(again=False) + self.learnt(self.whole)
-        student = self.rollout(gradient=True, forcing=forced) + 3 * self.lanes.forward
+        critic = self.rollout(gradient=False, forcing=forced)
+        critic += lanes.learnt(again=False) + whole.learnt(self.frozen, again=again)
+        student = self.rollout(gradient=True, again=again, forcing=forced) + 3 * lanes.forward
         if config.objective == "dmd":
-            student += 3 * self.whole.forward
+            student += 3 * whole.forward
+        elif config.grad_mode == "replay":  # asks for the rollout's gradient alone
+            student += 3 * whole.learnt(1.0, again=again)
         else:
-            student += 2 * self.whole.learnt(1.0, again=again) + self.learnt(self.whole)
+            student += 2 * whole.learnt(1.0, again=again) + whole.learnt(self.frozen, again=again)
         if config.grad_mode == "replay":
             student += self.sweep.forward
         ratio = config.ratio / (config.ratio + 1)

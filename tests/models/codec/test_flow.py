@@ -13,8 +13,8 @@ from streamavatar.data.flow import flow_to_reference
 from streamavatar.data.prepare import Footage
 from streamavatar.draws import Draws
 from streamavatar.geometry import Geometry
-from streamavatar.models.codec.flow import FlowCodec
-from streamavatar.training.methods.codec import DecoderMethod, fit_flow, to_unit
+from streamavatar.models.codec.flow import Crop, FlowCodec
+from streamavatar.training.methods.codec import FlowDecoderMethod, fit_flow, to_unit
 
 SIZE, LATENTS = 64, 6
 ROUNDING = 2e-5  # of a flow, times the steepness of these textures
@@ -138,14 +138,47 @@ def test_sessions_side_by_side_equal_single_ones(busy: FlowCodec) -> None:
         torch.testing.assert_close(alone, both[one], atol=ROUNDING, rtol=0)
 
 
+def test_a_part_is_that_part_of_the_whole(busy: FlowCodec) -> None:
+    """Where the branch sees as much: its last convolutions reach four cells beyond a part's borders."""
+    clips, latents = (torch.cat(x) for x in zip(*(encoded(busy, swaying(s)) for s in (25, 26)), strict=True))
+    _, state = busy.open(clips[:, :, 0])
+    whole, _ = busy.decode(latents[:, :, 1:], state)
+    crop = Crop(torch.tensor([[2, 6], [5, 0]]), 10)
+    part, _ = busy.decode(latents[:, :, 1:], state, crop)
+    assert part.shape == (2, 3, 4 * LATENTS, 10 * busy.patch, 10 * busy.patch)
+    rim = 4 * busy.patch
+    inner = (..., slice(rim, -rim), slice(rim, -rim))
+    torch.testing.assert_close(part[inner], crop.of(whole, busy.patch)[inner], atol=ROUNDING, rtol=0)
+    assert not torch.allclose(part[0], part[1])
+
+
+def test_parts_are_where_the_mouth_is_and_count_inside_alone(fitted: FlowCodec, footage: Footage) -> None:
+    method = FlowDecoderMethod(fitted, footage)
+    weight = torch.ones(400, 40, 60)
+    weight[:, 10:14, 40:44] = 1e6
+    crop = method._crop(weight, Draws.seeded(0))
+    assert crop.size == 24
+    assert (crop.corner >= torch.tensor([28, 0])).all()
+    assert (crop.corner <= torch.tensor([31, 2])).all()
+    even = method._crop(torch.ones(4000, 40, 60), Draws.seeded(0)).corner
+    assert even.amin(0).tolist() == [0, 0]
+    assert even.amax(0).tolist() == [36, 16]
+    side = SIZE // fitted.patch
+    inner = method._inner(Crop(torch.tensor([[0, 0], [1, side - 9]]), 8))
+    rows, columns = inner[1].any(1), inner[1].any(0)
+    assert inner[0].any(1).tolist() == [True] * 6 + [False] * 2
+    assert rows.tolist() == columns.tolist() == [False] * 2 + [True] * 4 + [False] * 2
+
+
 def test_the_branch_learns_what_the_maps_cannot(fitted: FlowCodec, footage: Footage) -> None:
     codec = FlowCodec(CONFIG, GEOMETRY)
     codec.load_state_dict(fitted.state_dict())
-    method = DecoderMethod(codec, footage, latents=2)
+    method = FlowDecoderMethod(codec, footage, latents=2)
     optimizer = torch.optim.Adam(codec.detail.parameters(), 1e-2)
     losses = []
     for _ in range(40):
-        loss = method.loss(0, 4, Draws.seeded(0))["loss"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = method.loss(0, 4, Draws.seeded(0))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -48,6 +48,31 @@ class FlowState:
     features: Tensor
 
 
+@dataclass(frozen=True)
+class Crop:
+    """A part of the pictures, in cells of the flow's grid: training decodes small parts, which is where its time goes.
+
+    Attributes:
+        corner: right and down, [B, 2].
+        size: of the part, each way.
+    """
+
+    corner: Tensor
+    size: int
+
+    def repeated(self, count: int) -> Crop:
+        return replace(self, corner=self.corner.repeat_interleave(count, dim=0))
+
+    def of(self, x: Tensor, scale: int = 1) -> Tensor:
+        """The part of [B, ..., H, W], whose pixels are `scale` to a cell each way."""
+        size = scale * self.size
+        parts = [
+            row[..., down : down + size, right : right + size]
+            for row, (right, down) in zip(x, (scale * self.corner).tolist(), strict=True)
+        ]
+        return torch.stack(parts)
+
+
 class FlowBranch(nn.Module):
     """Latents and moved features to a better flow, a gain and new paint, for four frames.
 
@@ -74,16 +99,19 @@ class FlowBranch(nn.Module):
         """The reference picture [B, 3, H, W] as features [B, width, H/p, W/p]; once per session."""
         return self.see(functional.pixel_unshuffle(picture, self.patch).to(self.see.weight.dtype))
 
-    def forward(self, motion: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, motion: Tensor, features: Tensor, crop: Crop | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """To flow in cells [N, 4, 2, H/p, W/p], gain in 0..2 [N, 4, 1, H, W] and paint [N, 4, 3, H, W], float32.
 
         Args:
             motion: latents, [N, inputs, h, w].
             features: of the reference picture, moved, [N, width, H/p, W/p].
+            crop: the part to make; `features` are of this part.
         """
         x = self.enter(motion.to(self.enter.weight.dtype))
         for stage, up in zip(self.stages, self.ups, strict=False):
             x = functional.pixel_shuffle(up(stage(x)), 2)
+        if crop is not None:
+            x = crop.of(x)
         x = self.stages[-1](x + features.to(x.dtype))
         paint = functional.pixel_shuffle(self.leave(x).float(), self.patch).unflatten(1, (self.frames, 4))
         flow = FLOW_CELLS * self.flow(x).float().unflatten(1, (self.frames, 2))
@@ -159,10 +187,11 @@ class FlowCodec(nn.Module):
         )
         return large.unflatten(1, (3, -1)).transpose(1, 2)
 
-    def moved(self, picture: Tensor, flow: Tensor) -> Tensor:
-        """Pictures [N, 3, H, W] moved by flow in cells [N, F, 2, H/p, W/p]: [N, F, 3, H, W]."""
+    def moved(self, picture: Tensor, flow: Tensor, crop: Crop | None = None) -> Tensor:
+        """Pictures [N, 3, H, W] moved by flow in cells [N, F, 2, H/p, W/p], of a part if given: [N, F, 3, H, W]."""
         pixels = functional.interpolate(self.patch * flow.flatten(0, 1), scale_factor=self.patch, mode="bilinear")
-        return warp(picture, pixels.unflatten(0, flow.shape[:2]))
+        corner = None if crop is None else self.patch * crop.corner
+        return warp(picture, pixels.unflatten(0, flow.shape[:2]), corner)
 
     # public ----------------------------------------------------------------------------------------
 
@@ -205,8 +234,11 @@ class FlowCodec(nn.Module):
         reference = latent[:, :, 0]
         return latent, FlowState(reference, reference, picture, self.detail.look(picture))
 
-    def decode(self, latents: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
-        """Latents [B, C, T, h, w] to frames [B, 3, 4 T, H, W] in -1..1 and the state to go on with."""
+    def decode(self, latents: Tensor, state: FlowState, crop: Crop | None = None) -> tuple[Tensor, FlowState]:
+        """Latents [B, C, T, h, w] to frames [B, 3, 4 T, H, W] in -1..1 and the state to go on with.
+
+        With `crop` only a part of the frames is made, as it is but for the branch's view beyond the part's borders.
+        """
         latents = latents.float()
         batch, count = latents.shape[0], latents.shape[2]
         before = torch.cat((state.previous[:, :, None].float(), latents[:, :, :-1]), dim=2)
@@ -214,9 +246,12 @@ class FlowCodec(nn.Module):
         motion = torch.cat((latents[:, self.looks :], before[:, self.looks :], look), dim=1)
         flow, rest = self._linear(latents)
         features, picture = (x.repeat_interleave(count, dim=0) for x in (state.features, state.picture))
-        seen = warp(features.float(), flow.mean(1, keepdim=True))[:, 0]
-        change, gain, paint = self.detail(motion.transpose(1, 2).flatten(0, 1), seen)
-        frames = gain * (self.moved(picture, flow + change) + rest) + paint
+        if crop is not None:
+            crop = crop.repeated(count)
+            flow, rest = crop.of(flow), crop.of(rest, self.patch)
+        seen = warp(features.float(), flow.mean(1, keepdim=True), None if crop is None else crop.corner)[:, 0]
+        change, gain, paint = self.detail(motion.transpose(1, 2).flatten(0, 1), seen, crop)
+        frames = gain * (self.moved(picture, flow + change, crop) + rest) + paint
         frames = frames.unflatten(0, (batch, count)).flatten(1, 2).transpose(1, 2)
         return frames.clamp(-1, 1), replace(state, previous=latents[:, :, -1])
 

@@ -7,8 +7,8 @@ matters happens in few pixels.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,14 @@ from torch.nn import functional
 
 from streamavatar.data.prepare import Footage
 from streamavatar.draws import Draws
-from streamavatar.models.codec.flow import FlowCodec
+from streamavatar.models.codec.flow import Crop, FlowCodec
 from streamavatar.models.codec.light import LightCodec
 from streamavatar.training.trainer import Method
+
+MOUTH, LEFT = 8, 4
+"""How much more a pixel counts that the mouth covers, and at most one that is hard."""
+CROP, MARGIN = 24, 2
+"""Cells of the flow's grid that are decoded at once, each way, and those at its rim that see too little to count."""
 
 
 def to_unit(frames: np.ndarray | Tensor) -> Tensor:
@@ -153,6 +158,11 @@ def _components(covariance: Tensor, count: int) -> Tensor:
     return vectors.flip(1)[:, :count].t()
 
 
+def decoder_method(codec: LightCodec | FlowCodec, footage: Footage) -> Method:
+    """How a codec's decoder is trained."""
+    return FlowDecoderMethod(codec, footage) if isinstance(codec, FlowCodec) else DecoderMethod(codec, footage)
+
+
 class DecoderMethod(Method):
     """The decoder's convolutions, on short pieces of clips; the linear maps stay as fitted.
 
@@ -162,13 +172,12 @@ class DecoderMethod(Method):
         latents: length of the pieces.
     """
 
-    def __init__(self, codec: LightCodec | FlowCodec, footage: Footage, latents: int = 3) -> None:
+    def __init__(self, codec: LightCodec, footage: Footage, latents: int = 3) -> None:
         codec.requires_grad_(False)
         codec.detail.requires_grad_(True)
         self.module: nn.Module = codec
-        self.codec: Any = codec  # each decodes from the state that it opened
-        self.latents = latents
-        self.clips, self.mouths, self.flows = footage.frames, footage.mouths, footage.flows
+        self.codec, self.latents = codec, latents
+        self.clips, self.mouths = footage.frames, footage.mouths
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -184,30 +193,107 @@ class DecoderMethod(Method):
         pictures = to_unit(np.stack([self.clips[c, :1] for c, _ in picks]))
         moving = to_unit(np.stack([self.clips[c, s - 1 : s + span] for (c, _), s in zip(picks, first, strict=True)]))
         mouth = torch.stack([self.mouths[c, k : k + self.latents] for c, k in picks])
-        weight = 1 + 8 * functional.interpolate(mouth, scale_factor=geometry.spatial_stride)
+        weight = 1 + MOUTH * functional.interpolate(mouth, scale_factor=geometry.spatial_stride)
         weight = weight.repeat_interleave(geometry.temporal_stride, dim=1)[:, None]
+        # What stands still is easy; what moves (lips, hands, lids) is little of the picture and counts more.
+        moved = (moving[:, :, 1:] - pictures).abs().mean(dim=1, keepdim=True)
+        weight = weight + LEFT * (2 * moved).clamp_max(1)
         with torch.autocast(mouth.device.type, enabled=False):
-            z = self._latents(pictures, moving, picks, first)
-            # What is easy leaves little to paint; what is not (an open mouth, a lid, a hand) is little and counts more.
-            easy = pictures if self.flows is None else self.codec.without_branch(z, pictures[:, :, 0])
-            # The transformer's latents are not exact; the decoder learns to live with small errors.
-            z = z + draws.randn(*z.shape) * 0.2 * draws.rand(batch, 1, 1, 1, 1)
+            z = _disturbed(self.codec.encode(moving)[:, :, 1:], draws)
             _, state = self.codec.open(pictures[:, :, 0])
-        left = (moving[:, :, 1:] - easy).abs().mean(dim=1, keepdim=True)
-        weight = weight + 4 * ((2 if self.flows is None else 6) * left).clamp_max(1)
         out, _ = self.codec.decode(z, state)
-        difference = out - moving[:, :, 1:]
-        error = difference * weight
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        psnr = 10 * torch.log10(4 / difference.detach().square().mean())
-        return {"loss": error.abs().mean() + 0.5 * edges, "psnr": psnr}
+        return _compared(out - moving[:, :, 1:], weight)
 
-    def _latents(self, pictures: Tensor, moving: Tensor, picks: list[tuple[int, int]], first: list[int]) -> Tensor:
-        """Latents [B, C, T, h, w] of pieces that begin with the frame before them."""
-        if self.flows is None:
-            return self.codec.encode(moving)[:, :, 1:]
-        span = moving.shape[2] - 1
-        found = np.stack([self.flows[c][:, s : s + span] for (c, _), s in zip(picks, first, strict=True)])
-        flow = torch.as_tensor(found, device=self.mouths.device).float()
-        clip = torch.cat((pictures, moving[:, :, 1:]), dim=2)
-        return self.codec.encode(clip, functional.pad(flow, (0, 0, 0, 0, 1, 0)))[:, :, 1:]
+
+class FlowDecoderMethod(Method):
+    """The branch of a flow codec, on small parts of short pieces; the maps stay as fitted.
+
+    Nine tenths of a step's work is at the full resolution, most of which is a wall that moves as a whole. So only a
+    part of each picture is decoded, drawn from where the mouth is and where the maps leave the most to do.
+
+    Args:
+        codec: with its maps fitted.
+        footage: clips with flow.
+        latents: length of the pieces.
+    """
+
+    def __init__(self, codec: FlowCodec, footage: Footage, latents: int = 3) -> None:
+        assert footage.flows is not None
+        codec.requires_grad_(False)
+        codec.detail.requires_grad_(True)
+        self.module: nn.Module = codec
+        self.codec, self.latents, self.footage, self.flows = codec, latents, footage, footage.flows
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
+        geometry, frames, count = self.codec.geometry, self.footage.frames, self.latents
+        clip = draws.randint(0, len(frames), batch).tolist()
+        first = draws.randint(1, geometry.latents_of(frames.shape[1]) - count + 1, batch).tolist()
+        seen = [self._latents_and_weight(c) for c in clip]
+        z = torch.stack([x[:, k - 1 : k + count].float() for (x, _), k in zip(seen, first, strict=True)])
+        weight = torch.stack([w[k - 1 : k - 1 + count].float() for (_, w), k in zip(seen, first, strict=True)])
+        crop = self._crop(weight.mean(1), draws)
+        spans = [slice(f := geometry.latent_frames(k)[0], f + count * geometry.temporal_stride) for k in first]
+        pictures = to_unit(np.stack([frames[c, 0] for c in clip])[:, None])[:, :, 0].to(z.device)
+        target = crop.of(
+            torch.stack([to_unit(frames[c, s]) for c, s in zip(clip, spans, strict=True)]), self.codec.patch
+        )
+        with torch.autocast(z.device.type, enabled=False):
+            z = _disturbed(z, draws)
+            _, state = self.codec.open(pictures)
+        out, _ = self.codec.decode(z[:, :, 1:], replace(state, previous=z[:, :, 0]), crop)
+        weight = (crop.of(weight) * self._inner(crop)[:, None]).repeat_interleave(geometry.temporal_stride, dim=1)
+        return _compared(
+            out - target.to(z.device), functional.interpolate(weight, scale_factor=self.codec.patch)[:, None]
+        )
+
+    @torch.no_grad()
+    def _latents_and_weight(self, clip: int) -> tuple[Tensor, Tensor]:
+        """A clip's latents [C, T, h, w], and how much each cell of the flow's grid counts [T - 1, H/p, W/p]."""
+        if clip not in self._seen:
+            device = self.codec.scale.device
+            frames = to_unit(self.footage.frames[clip])[None].to(device)
+            with torch.autocast(device.type, enabled=False):
+                z = self.codec.encode(frames, torch.from_numpy(self.flows[clip]).to(device).float()[None])
+                easy = self.codec.without_branch(z[:, :, 1:], frames[:, :, 0])
+            left = functional.avg_pool2d((frames[:, :, 1:] - easy).abs().mean(1), self.codec.patch)
+            left = left[0].unflatten(0, (-1, self.codec.geometry.temporal_stride)).mean(1)
+            mouth = self.footage.mouths[clip][1:].to(left)
+            mouth = functional.interpolate(mouth[None], size=left.shape[-2:])[0]
+            # What is easy leaves little; what is not (an open mouth, a lid, a hand) is little and counts more.
+            weight = 1 + MOUTH * mouth + LEFT * (6 * left).clamp_max(1)
+            self._seen[clip] = z[0].half(), weight.half()
+        return self._seen[clip]
+
+    def _crop(self, weight: Tensor, draws: Draws) -> Crop:
+        """Parts around cells that are drawn by their weight [B, H, W]."""
+        height, width = weight.shape[-2:]
+        size = min(CROP, height, width)
+        sums = weight.flatten(1).double().cumsum(1)
+        cell = torch.searchsorted(sums, draws.rand(len(weight), 1).to(sums) * sums[:, -1:])[:, 0]
+        centre = torch.stack((cell % width, cell.div(width, rounding_mode="floor")), dim=1)
+        room = torch.tensor((width, height), device=cell.device) - size
+        return Crop((centre - size // 2).clamp_min(0).minimum(room), size)
+
+    def _inner(self, crop: Crop) -> Tensor:
+        """1 for cells [B, size, size] whose surroundings are in the part, or beyond the picture's edge."""
+        geometry, cells = self.codec.geometry, torch.arange(crop.size, device=crop.corner.device)
+        inner = []
+        for axis, length in enumerate((geometry.width, geometry.height)):
+            corner = crop.corner[:, axis, None]
+            whole = length // self.codec.patch - crop.size
+            inner.append(((cells >= MARGIN) | (corner == 0)) & ((cells < crop.size - MARGIN) | (corner == whole)))
+        return (inner[1][:, :, None] & inner[0][:, None]).float()
+
+
+def _disturbed(z: Tensor, draws: Draws) -> Tensor:
+    """Latents with small errors, as the transformer's have, so that the decoder learns to live with them."""
+    return z + draws.randn(*z.shape) * 0.2 * draws.rand(len(z), 1, 1, 1, 1)
+
+
+def _compared(difference: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """The loss of an error [B, 3, F, H, W] with the weights of its pixels [B, 1, F, H, W]."""
+    error = difference * weight
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    psnr = 10 * torch.log10(4 / difference.detach().square().mean())
+    return {"loss": error.abs().mean() + 0.5 * edges, "psnr": psnr}

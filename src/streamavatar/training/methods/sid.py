@@ -121,10 +121,14 @@ class SidMethod(Method):
         return {"loss": loss.detach().requires_grad_()}  # the student's gradients are in place; this adds none
 
     def _replay(self, trace: list[ExitPass], clips: LatentSet, gradient: Tensor) -> None:
-        """Run the exit passes again, chunk by chunk, and put the student's gradients in place."""
+        """Run the exit passes again, chunk by chunk from the last on, and put the student's gradients in place.
+
+        The trace is emptied on the way, since each entry holds the keys and values of its past.
+        """
         size = self.student.config.geometry.chunk_latents
         first = len(trace) - self.config.last_chunks if self.config.last_chunks else 0
-        for index, seen in list(enumerate(trace))[first:]:
+        while len(trace) > first:
+            seen, index = trace.pop(), len(trace)
             span = range(1 + index * size, 1 + (index + 1) * size)
             again = replace(seen, conditions=conditions_of(self.student, clips).latents(span))
             again.run(self.student.transformer).backward(gradient[:, :, span.start : span.stop])
@@ -153,9 +157,10 @@ class SidMethod(Method):
         noised, _, sigma = self._noised(x, draws)
         silence = torch.zeros(len(clips))
         scores: list[Tensor] = []
-        for model, keep in ((self.real, None), (self.real, silence), (self.fake, None)):
-            conditions = _without_gradient(conditions_of(model, clips, keep))
-            scores.append(model.transformer.sample(noised, sigma, conditions))
+        with torch.set_grad_enabled(self.config.objective == "sid"):
+            for model, keep in ((self.real, None), (self.real, silence), (self.fake, None)):
+                conditions = _without_gradient(conditions_of(model, clips, keep))
+                scores.append(model.transformer.sample(noised, sigma, conditions))
         real = guided(scores[0], scores[1], self.config.guidance)
         if self.config.objective == "dmd":
             return dmd_loss(x, real, scores[2])
