@@ -572,6 +572,16 @@ def cut_shard(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def cut_header(folder: Path) -> None:
+    cut_shard(folder)
+    file = folder / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:300])
+
+
+def no_safetensors(folder: Path) -> None:
+    (folder / "a.safetensors").write_bytes(b"<html>not found</html>")
+
+
 def shard_with_a_tensor_lost(folder: Path) -> None:
     state = backbone_state(drawn())
     shard(state, folder)
@@ -634,7 +644,9 @@ def text(folder: Path) -> Path:
         broken(text, "a.txt: not a weights file"),
         broken(two_files, "2 files *.safetensors, the first a.safetensors"),
         broken(lost_shard, "shard diffusion_pytorch_model-00002-of-00003.safetensors is missing"),
-        broken(cut_shard, "cannot read weights"),
+        broken(cut_shard, "of-00003.safetensors ends within time_projection.1.weight, shape (144, 24): 46668 of 46768"),
+        broken(cut_header, "-00002-of-00003.safetensors ends within its list of tensors"),
+        broken(no_safetensors, "cannot read weights"),
         broken(shard_with_a_tensor_lost, "is missing, expected shape"),
         broken(shards_that_overlap, "is in another shard too"),
         broken(shard_elsewhere, "shard ../secret.safetensors is missing"),
