@@ -87,12 +87,12 @@ for each in $parts; do
 		part tests 150 "$python" -m pytest -q -rfEs -p no:cacheprovider --continue-on-collection-errors -m gpu \
 			$(small "" --collect-only) $files
 		;;
-	light-928) bench light-928 130 --size "$large" --chunks "$(small 100 2)" --baselines ;;
-	light-1280) bench light-1280 150 --size "$larger" --chunks "$(small 100 2)" --baselines ;;
-	full-928) bench full-928 90 --size "$large" --decoder full --chunks "$(small 30 2)" ;;
-	pruned-928) bench pruned-928 90 --size "$large" --decoder pruned --chunks "$(small 30 2)" ;;
-	long-928) bench long-928 150 --size "$large" --chunks "$(small 500 3)" ;;
-	two) bench two 120 --size "$large" --decoder full --decoder-device "$(small cuda:1 cpu)" --chunks "$(small 30 2)" ;;
+	light-928) bench light-928 130 --size "$large" --chunks "$(small 100 2)" ;;
+	light-1280) bench light-1280 150 --size "$larger" --chunks "$(small 100 2)" ;;
+	full-928) bench full-928 90 --size "$large" --decoder full --chunks "$(small 30 2)" --no-baselines ;;
+	pruned-928) bench pruned-928 90 --size "$large" --decoder pruned --chunks "$(small 30 2)" --no-baselines ;;
+	long-928) bench long-928 150 --size "$large" --chunks "$(small 500 3)" --no-baselines ;;
+	two) bench two 120 --size "$large" --decoder full --decoder-device "$(small cuda:1 cpu)" --chunks "$(small 30 2)" --no-baselines ;;
 	*) say "no part called $each" && failed="$failed $each" ;;
 	esac
 done

@@ -35,11 +35,13 @@ def test_the_report_is_whole_and_told_in_parts() -> None:
     json.dumps(report)
 
 
-@pytest.mark.slow
 def test_every_baseline_runs() -> None:
     report = bench_full(TINY, "light", device=CPU, dtype=torch.float32, chunks=2, baselines=True)
-    assert set(report["baselines_ms"]) == {"ours", *(b.name for b in BASELINES)}
-    assert set(report["decoders_ms"]) == {"light", "pruned", "full"}
+    assert set(report["baselines"]) == {"ours", *(b.name for b in BASELINES)}
+    assert set(report["decoders"]) == {"light", "pruned", "full"}
+    for rows, measure in (("baselines", "ours"), ("decoders", "light")):
+        for row in report[rows].values():
+            assert row["ratio"] == pytest.approx(row["ms"] / report[rows][measure]["ms"])
 
 
 def test_weights_are_drawn_and_alike_every_time() -> None:
@@ -67,24 +69,39 @@ def test_work_is_that_of_the_design() -> None:
 
 
 def test_the_command_writes_json_and_a_table(tmp_path: Path) -> None:
-    words = "bench --config wan22_5b --size 32x32 --layers 1 --dim 128 --chunks 2 --precision float32 --json"
-    done = CliRunner().invoke(app, [*words.split(), str(tmp_path / "bench.json")])
+    words = "bench --config wan22_5b --size 32x32 --decoder light --chunks 2 --device cpu --layers 1 --dim 128"
+    done = CliRunner().invoke(app, [*words.split(), "--precision", "float32", "--json", str(tmp_path / "bench.json")])
     assert done.exit_code == 0, done.output
-    assert "real-time factor" in done.output
-    assert json.loads((tmp_path / "bench.json").read_text())["config"] == "wan22-5b-reduced"
+    values = json.loads((tmp_path / "bench.json").read_text())
+    assert values["config"] == "wan22-5b-reduced"
+    for row in ("real-time factor", "first frame", "chunk", "TFLOP/s", "peak memory", "at the deadline", "ratio"):
+        assert row in done.output
+    for name, row in (values["baselines"] | values["decoders"]).items():
+        assert f"  {name:42} {row['ms']:12.1f} {row['ratio']:7.2f}\n" in done.output
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--device cpu", "needs a GPU"),
+        ("--device cuda:99", "cannot use device 'cuda:99'"),
+        ("--layers 1 --dim 128 --size 64x64 --decoder-device nowhere", "cannot use device 'nowhere'"),
+        ("--size 0x0", "choose another --size"),
         ("--size big", "width x height"),
         ("--size 100x100 --layers 1 --dim 128", "multiples of 32"),
         ("--layers 1", "go together"),
         ("--model here", "leave out --model"),
+        ("--seconds 5", "leave out --seconds"),
     ],
 )
 def test_wrong_options_are_explained(words: str, message: str) -> None:
     done = CliRunner().invoke(app, ["bench", "--config", "wan22_5b", *words.split()])
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--size 64x64", "--decoder full", "--chunks 9", "--no-baselines"])
+def test_options_of_the_full_size_are_not_passed_over(option: str) -> None:
+    done = CliRunner().invoke(app, ["bench", *option.split()])
+    assert isinstance(done.exception, UserError)
+    assert "or give --config" in str(done.exception)

@@ -14,7 +14,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from streamavatar import bundled, cli
 from streamavatar.geometry import Geometry
@@ -193,6 +195,38 @@ def test_a_broken_model_is_named(run: Run, model: Path, tmp_path: Path) -> None:
     status, _, err = run("render", "--model", tmp_path / "nowhere", "--seconds", 1, "-o", tmp_path / "out.mp4")
     assert (status, "config.json" in err) == (2, True)
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_damaged_weights_are_named(run: Run, model: Path, tmp_path: Path) -> None:
+    """Cut short, of another shape, with a tensor too few or too many: one line with the tensor's name, status 2."""
+    weights, good = model / "model.safetensors", load_file(model / "model.safetensors")
+    name = "transformer.blocks.1.ffn.0.weight"
+    shape, other = tuple(good[name].shape), torch.zeros(3, 4)
+    for state, says in (
+        (None, f"{weights.name} ends within "),
+        ({**good, name: other}, f"{name} has shape (3, 4) but the configuration asks for {shape}"),
+        ({key: value for key, value in good.items() if key != name}, f"is missing 1 tensor: {name}"),
+        ({**good, "extra": other}, "has unexpected 1 tensor: extra"),
+        ({**good, name: good[name].to(torch.int8)}, f"{name} is stored as I8"),
+    ):
+        if state is None:
+            weights.write_bytes(weights.read_bytes()[:-1])
+        else:
+            save_file(state, weights)
+        status, out, err = run("render", "--model", model, "--seconds", 1, "-o", tmp_path / "out.mp4")
+        assert (status, out, len(err.strip().splitlines())) == (2, "", 1)
+        assert says in err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_too_little_memory_is_said_before_loading(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamavatar.models.memory.free_memory", lambda device: 2**28)
+    (model / "model.safetensors").unlink()
+    status, _, err = run("render", "--model", model, "--seconds", 1, "-o", tmp_path / "out.mp4")
+    assert (status, len(err.strip().splitlines())) == (2, 1)
+    assert "0.2 GiB are free, but small with the full decoder and 1 session needs 1.0 GiB (" in err
 
 
 def test_ctrl_c_leaves_a_playable_file(model: Path, tmp_path: Path) -> None:

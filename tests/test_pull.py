@@ -141,6 +141,26 @@ def test_what_is_asked_for_and_nothing_else(mirror: Mirror, tmp_path: Path) -> N
     assert mirror.asked == []
 
 
+def test_the_full_size_s_files(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformer, codec, text encoder and tokenizer, each in its place; not the pictures beside them."""
+    wanted = [
+        "config.json",
+        "diffusion_pytorch_model-00001-of-00002.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+        "Wan2.2_VAE.pth",
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        "google/umt5-xxl/spiece.model",
+        "google/umt5-xxl/tokenizer.json",
+    ]
+    mirror.files = {name: name.encode() for name in (*wanted, "README.md", "assets/logo.png", "examples/i2v_input.JPG")}
+    monkeypatch.setattr(sys.modules[__name__], "FILES", mirror.files)
+    monkeypatch.setattr(sys.modules[__name__], "REPO", SOURCES["wan22-5b"].repo)
+    paths = get(mirror, tmp_path, "wan22-5b")
+    assert sorted(str(path.relative_to(tmp_path)) for path in paths) == sorted(wanted)
+    assert all((tmp_path / name).read_bytes() == name.encode() for name in wanted)
+    assert sorted(name for name, _ in mirror.asked) == sorted(wanted)
+
+
 def test_a_broken_connection_is_taken_up(mirror: Mirror, tmp_path: Path) -> None:
     mirror.cut_after = [5, 0, 100_000]  # of the first file once and nothing, then of the big one
     mirror.files = {name: FILES[name] for name in (BIG, *FILES)}

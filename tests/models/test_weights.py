@@ -390,6 +390,77 @@ def test_nested_checkpoint(source: Transformer, tmp_path: Path) -> None:
     assert report.part == "generator.state_dict"
 
 
+LONGLIVE = "LongLive-2.0-5B/model_bf16.pt"
+"""A causal student of Wan2.2-TI2V-5B (NVlabs/LongLive 2.0, Apache-2.0). What its code says of its files: under the key
+"generator" are the weights of a wrapper whose `model` is the transformer, under Wan's names, in bfloat16, LoRA merged;
+averaged ones lie beside them under "generator_ema", behind FSDP's wrappers; adapters alone are under "generator_lora",
+and the 4-bit releases are files of their own."""
+
+
+def longlive(state: State) -> dict[str, Any]:
+    return {"generator": wrapped({name: value.bfloat16() for name, value in state.items()}, "model.")}
+
+
+def test_longlive_at_full_size(tmp_path: Path) -> None:
+    """The whole way from the file to the parameters for all of the 5B, without its memory: tensors on the meta device
+    are stored by their shapes alone."""
+    network = on_meta(wan22_5b()).bfloat16()
+    path = tmp_path / LONGLIVE
+    path.parent.mkdir()
+    torch.save(longlive({name: torch.empty(shape, device="meta") for name, shape in FULL.items()}), path)
+    assert path.stat().st_size < 1e6
+    with open_weights(path) as stored:
+        found = match(shapes_of(network), stored.shapes, LONGLIVE)
+        assert found.names == {name: f"model.{name}" for name in FULL}
+    report = load_backbone(network, path, device="meta")
+    assert (report.naming, report.part, report.tensors) == ("wan", "generator", len(FULL))
+    assert set(report.initial) == {name for name in shapes_of(network) if is_audio(name)}
+    del stored.shapes["model.blocks.29.ffn.2.weight"]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"blocks\.29\.ffn\.2\.weight is missing, expected shape \(3072, 14336\)"):
+        match(shapes_of(network), stored.shapes, LONGLIVE)
+
+
+def test_longlive_s_student(source: Transformer, tmp_path: Path) -> None:
+    """Its weights arrive, and the student computes what the transformer does from which it was taken."""
+    source.bfloat16().float()
+    torch.save(longlive(backbone_state(source)), tmp_path / "model_bf16.pt")
+    network = on_meta()
+    report = load_backbone(network, tmp_path / "model_bf16.pt")
+    check(network, source, report)
+    assert report.part == "generator"
+    x, times, text = torch.randn(1, 4, 3, 4, 6), torch.rand(1, 3) * 1000, torch.randn(1, 5, 10)
+    lanes = torch.randn(2, 1, 3, 2, TINY.audio_dim)
+    conditions = Conditions(*lanes, x[:, :, :1], text)
+    assert torch.equal(network(x, times, conditions), source(x, times, conditions))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (None, "no network among ['generator_lora']"),
+        (
+            {"model.blocks.0.self_attn.sla_linear.weight": torch.zeros(2, 2)},
+            "sla_linear.weight of shape (2, 2) is unexp",
+        ),
+        (
+            {"model.head.head.weight": torch.zeros(2, dtype=torch.uint8)},
+            "model.head.head.weight is stored as torch.uint8",
+        ),
+    ],
+    ids=["adapters alone", "sparse attention", "four bits"],
+)
+def test_other_files_of_longlive_are_refused_by_name(
+    change: State | None, says: str, source: Transformer, tmp_path: Path
+) -> None:
+    weights = longlive(backbone_state(source))["generator"]
+    torch.save(
+        {"generator_lora": weights} if change is None else {"generator": weights | change}, tmp_path / "model.pt"
+    )
+    with pytest.raises(UserError) as error:
+        load_backbone(on_meta(), tmp_path / "model.pt")
+    assert says in str(error.value)
+
+
 # errors --------------------------------------------------------------------------------------------
 
 
@@ -501,6 +572,16 @@ def cut_shard(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def cut_header(folder: Path) -> None:
+    cut_shard(folder)
+    file = folder / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:300])
+
+
+def no_safetensors(folder: Path) -> None:
+    (folder / "a.safetensors").write_bytes(b"<html>not found</html>")
+
+
 def shard_with_a_tensor_lost(folder: Path) -> None:
     state = backbone_state(drawn())
     shard(state, folder)
@@ -563,7 +644,9 @@ def text(folder: Path) -> Path:
         broken(text, "a.txt: not a weights file"),
         broken(two_files, "2 files *.safetensors, the first a.safetensors"),
         broken(lost_shard, "shard diffusion_pytorch_model-00002-of-00003.safetensors is missing"),
-        broken(cut_shard, "cannot read weights"),
+        broken(cut_shard, "of-00003.safetensors ends within time_projection.1.weight, shape (144, 24): 46668 of 46768"),
+        broken(cut_header, "-00002-of-00003.safetensors ends within its list of tensors"),
+        broken(no_safetensors, "cannot read weights"),
         broken(shard_with_a_tensor_lost, "is missing, expected shape"),
         broken(shards_that_overlap, "is in another shard too"),
         broken(shard_elsewhere, "shard ../secret.safetensors is missing"),

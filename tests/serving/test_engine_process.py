@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -75,4 +75,7 @@ def test_an_engine_that_hangs_stalls_nobody_and_is_killed(settings: EngineSettin
 
     threads = threading.active_count()
     asyncio.run(run())
+    patience = monotonic() + 10
+    while threading.active_count() > threads and monotonic() < patience:
+        sleep(0.05)  # the thread that reads answers has yet to see the end of the pipe
     assert threading.active_count() <= threads

@@ -26,7 +26,7 @@ from streamavatar.engine import Pipeline
 from streamavatar.engine.maker import ChunkMaker
 from streamavatar.engine.telemetry import Telemetry, peak_memory
 from streamavatar.models.avatar import AvatarModel
-from streamavatar.models.codec.choice import DecoderName
+from streamavatar.models.codec.choice import DECODERS, DecoderName
 from streamavatar.models.memory import MemoryPlan, Part, memory_plan, require_plan
 from streamavatar.ops.attention import kernel_for, using
 from streamavatar.ops.fp8 import fp8_linears, fp8_possible
@@ -197,12 +197,14 @@ FP8 = Baseline("8-bit linear layers", around=lambda model: fp8_linears(model.tra
 """Not in use: to be judged by its figure, where a GPU has it."""
 
 
-def measure_baselines(
-    model: AvatarModel, device: torch.device, chunks: int, on_part: Callable[[dict[str, float]], None]
-) -> None:
-    """Milliseconds of audio and transformer per chunk, as it is and with one optimisation less; "ours" is first."""
+Ratios = dict[str, dict[str, float]]
+"""Of each: "ms" per chunk, and "ratio", how many times as long as what it is compared with."""
+
+
+def measure_baselines(model: AvatarModel, device: torch.device, chunks: int, on_part: Callable[[Ratios], None]) -> None:
+    """Audio and transformer per chunk, as it is and with one optimisation less; "ours" is first, and the measure."""
     own = model.config
-    found: dict[str, float] = {}
+    found: Ratios = {}
     for baseline in (Baseline("ours"), *BASELINES, *((FP8,) if fp8_possible(device) else ())):
         model.config = baseline.config(own)
         try:
@@ -210,24 +212,26 @@ def measure_baselines(
                 run = Run(model, Telemetry(), **baseline.options(model))
                 for _ in range(steady(model)):
                     run.transform()
-                found[baseline.name] = 1e3 * float(np.median(seconds_of(run.transform, device, chunks)))
+                ms = 1e3 * float(np.median(seconds_of(run.transform, device, chunks)))
         finally:
             model.config = own
+        found[baseline.name] = {"ms": ms, "ratio": ms / found["ours"]["ms"] if found else 1.0}
         on_part(dict(found))
 
 
-def measure_decoders(config: ModelConfig, device: torch.device, dtype: torch.dtype, chunks: int) -> dict[str, float]:
-    """Milliseconds of every decoder per chunk, its frames brought to the host."""
-    found: dict[str, float] = {}
-    names: tuple[DecoderName, ...] = ("light", "pruned", "full")
-    for name in names:
+def measure_decoders(
+    config: ModelConfig, chosen: DecoderName, device: torch.device, dtype: torch.dtype, chunks: int
+) -> Ratios:
+    """Every decoder per chunk, its frames brought to the host, beside the one that was chosen."""
+    found: dict[DecoderName, float] = {}
+    for name in DECODERS:
         one = replace(config, transformer=replace(config.transformer, layers=1))
         run = Run(drawn_model(one, name, device, dtype), Telemetry(), graphs=False)
         run.maker.warm_decoder()
         latents = run.transform()
         seconds = seconds_of(lambda run=run, latents=latents: run.maker.decode(latents), device, chunks)  # type: ignore[misc]
         found[name] = 1e3 * float(np.median(seconds))
-    return found
+    return {name: {"ms": ms, "ratio": ms / found[chosen]} for name, ms in found.items()}
 
 
 # all of it -----------------------------------------------------------------------------------------
@@ -285,9 +289,9 @@ def bench_full(
     fit = _room(device, model)
     add(sessions=measure_sessions(model, pipeline, report["throughput"]["rtf"], fit, min(chunks, 30)))
     if baselines:
-        measure_baselines(model, device, min(chunks, _BASELINE_CHUNKS), lambda found: add(baselines_ms=found))
+        measure_baselines(model, device, min(chunks, _BASELINE_CHUNKS), lambda found: add(baselines=found))
         del model
-        add(decoders_ms=measure_decoders(config, device, dtype, min(chunks, _BASELINE_CHUNKS)))
+        add(decoders=measure_decoders(config, decoder, device, dtype, min(chunks, _BASELINE_CHUNKS)))
     return report
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from streamavatar.cli.common import (
-    DeviceOption,
     ModelOption,
     PrecisionOption,
     ThreadsOption,
@@ -23,15 +22,20 @@ if TYPE_CHECKING:
     from streamavatar.config import ModelConfig
 
 _FULL = "Of --config alone"
+_OF_MODEL = ("seconds", "repeats", "model", "threads")
+_OF_CONFIG = ("size", "decoder", "decoder_device", "chunks", "baselines", "layers", "dim")
 
 
 def bench(
+    context: typer.Context,
     seconds: Annotated[float, typer.Option(min=2, help="Seconds of video per run.")] = 24.0,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     report: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
     model: ModelOption = None,
     precision: PrecisionOption = "auto",
-    device: DeviceOption = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Torch device; cpu if left out, of --config the GPU if there is one.")
+    ] = None,
     threads: ThreadsOption = None,
     config: Annotated[
         Literal["wan22_5b"] | None,
@@ -46,22 +50,21 @@ def bench(
     ] = None,
     chunks: Annotated[int, typer.Option(min=2, help="Chunks per measurement.", rich_help_panel=_FULL)] = 100,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Also take back one optimisation at a time.", rich_help_panel=_FULL)
-    ] = False,
+        bool, typer.Option(help="Also take back one optimisation at a time.", rich_help_panel=_FULL)
+    ] = True,
     layers: Annotated[int, typer.Option(min=0, help="Fewer layers.", rich_help_panel=_FULL)] = 0,
     dim: Annotated[int, typer.Option(min=0, help="A smaller width, for a trial.", rich_help_panel=_FULL)] = 0,
 ) -> None:
     """Measure the whole path on this machine: real-time factor, chunk latency, first frame, memory."""
     check_writable(report)
+    _refuse_others(context, config is not None)
     if config is not None:
-        if model is not None:
-            raise UserError("--config measures random weights: leave out --model, or leave out --config")
         _full(size, decoder, device, decoder_device, precision, chunks, baselines, layers, dim, report)
         return
     from streamavatar.avatar import Avatar
     from streamavatar.bench.model import bench as measure
 
-    values = measure(Avatar.load(model, device=device, precision=precision, threads=threads), seconds, repeats)
+    values = measure(Avatar.load(model, device=device or "cpu", precision=precision, threads=threads), seconds, repeats)
     print(f"{values['model']} {values['size']} {values['precision']} on {values['machine']['cpu']}")
     print(f"real-time factor   {values['rtf']:.3f}   (median of {repeats}, encode included)")
     print(f"first frame        {1000 * values['first_frame_seconds']:.0f} ms after its audio")
@@ -72,13 +75,23 @@ def bench(
         write_json(report, values)
 
 
+def _refuse_others(context: typer.Context, full: bool) -> None:
+    """Refuse what the user gave and what would not be heeded."""
+    for name in _OF_MODEL if full else _OF_CONFIG:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            why = "--config measures random weights" if full else f"{option} is for --config wan22_5b"
+            raise UserError(f"{why}: leave out {option}, or {'leave out' if full else 'give'} --config")
+
+
 # the full size -------------------------------------------------------------------------------------
 
 
 def _full(
     size: str,
     decoder: Literal["full", "light", "pruned"],
-    device: str,
+    device: str | None,
     decoder_device: str | None,
     precision: str,
     chunks: int,
@@ -87,13 +100,18 @@ def _full(
     dim: int,
     report: Path | None,
 ) -> None:
+    import torch
+
     from streamavatar.bench.full import bench_full
 
     chosen = _config(size, layers, dim)
-    place = torch_device(device)
+    place = torch_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cpu" and not (layers and dim):
-        raise UserError("the full size needs a GPU: use --device cuda, or try it in small with --layers 2 --dim 128")
-    import torch
+        why = "" if torch.cuda.is_available() else f", and torch {torch.__version__} finds none"
+        raise UserError(
+            f"the full size needs a GPU{why}: use --device cuda where there is one, or try the measuring in small: "
+            "--device cpu --layers 2 --dim 128 --size 64x64"
+        )
 
     def keep(values: dict[str, Any]) -> None:
         if report is not None:
@@ -136,6 +154,7 @@ def _table(values: dict[str, Any]) -> list[str]:
         f"{machine.get('gpu', machine['cpu'])}",
         f"real-time factor   {values['throughput']['rtf']:.3f}   (decoder beside transformer)",
         f"first frame        {values['first_frame_ms']:.0f} ms after its audio",
+        f"opening            {values['opening_seconds']:.2f} s, kernels chosen and passes recorded on a GPU",
     ]
     stages = values["stages"] | {"chunk": values["chunk"]}
     lines += [f"{stage:18} p50 {f['p50_ms']:.1f} ms   p99 {f['p99_ms']:.1f} ms" for stage, f in stages.items()]
@@ -145,7 +164,12 @@ def _table(values: dict[str, Any]) -> list[str]:
     ]
     lines.append(f"peak memory        {memory['peak_bytes'] / 2**30:.1f} GiB")
     lines.append(f"sessions           {sessions['at_the_deadline']} at the deadline")
-    found = values.get("baselines_ms", {})
-    lines += [f"{name:36} {ms:.1f} ms, {ms / found['ours']:.2f} times ours" for name, ms in found.items()]
-    lines += [f"{name:18} decoder {ms:.1f} ms" for name, ms in values.get("decoders_ms", {}).items()]
+    compared = {
+        "audio and transformer, one optimisation less": values.get("baselines", {}),
+        "decoders": values.get("decoders", {}),
+    }
+    for title, rows in compared.items():
+        if rows:
+            lines += [f"{title:44} ms per chunk   ratio"]
+            lines += [f"  {name:42} {row['ms']:12.1f} {row['ratio']:7.2f}" for name, row in rows.items()]
     return lines

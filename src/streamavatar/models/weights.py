@@ -263,7 +263,26 @@ def open_weights(path: Path, part: str | None = None) -> Iterator[Stored]:
         with ExitStack() as stack:
             yield _open_safetensors(files, stack)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot read weights ({error}); copy or download the file again") from error
+        where = next(filter(None, map(_end_of, files)), f"cannot read weights ({error})")
+        raise UserError(f"{path}: {where}; copy or download the file again") from error
+
+
+def _end_of(path: Path) -> str:
+    """Where a safetensors file that was cut short ends; nothing if it is whole, or damaged in another way."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            begin = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(begin - 8)) if begin <= size else None
+        if header is None:
+            return f"{path.name} ends within its list of tensors" if size > 8 and begin < 2**27 else ""
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        cut = [(entry["data_offsets"][1], name) for name, entry in entries.items()]
+        _, name = min((end, name) for end, name in cut if begin + end > size)
+        whole = begin + max(end for end, _ in cut)
+        return f"{path.name} ends within {name}, shape {tuple(entries[name]['shape'])}: {size} of {whole} bytes"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return ""
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Linear layers in 8-bit floating point, an option: weights with a scale per output, inputs with a scale per token.
 
 Products run at twice bfloat16's rate on Hopper, but inputs must be brought to eight bits first. Off unless the bench
-shows that it pays (`streamavatar bench --baselines`); quality is to be looked at as well.
+shows that it pays (`streamavatar bench --config wan22_5b`); quality is to be looked at as well.
 """
 
 from __future__ import annotations
