@@ -27,7 +27,7 @@ from streamavatar.training.stages import STAGES, Recipe, Run
 from streamavatar.training.trainer import TrainConfig
 
 SHORT = TrainConfig(steps=4, batch=2, warmup=1, save_every=2, log_every=2)
-GIVEN, MADE = ["audio", "linear", "clips", "decoder"], ["teacher", "pairs", "student", "export"]
+GIVEN, MADE = ["audio", "linear", "decoder", "clips"], ["teacher", "pairs", "student", "export"]
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_training_goes_on_from_a_model_folder(
     start = tmp_path / "first" / "model"
     onward = replace(recipe, start=str(start), teacher=replace(SHORT, steps=0, save_every=1))
     run = Run(onward, tmp_path / "second", quiet)
-    for part in ("audio", "linear"):
+    for part in ("audio", "codec"):
         shutil.copy(first.weights(part), run.weights(part))
     make_clips(recipe.model).save(run.folder / "clips" / "clips-00000.safetensors")
     for stage in GIVEN:
@@ -190,7 +190,7 @@ def test_stages_read_shards(recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
     run.keep(AvatarModel(square).audio.encoder, "audio")
     run.mark("audio")
-    run.run(["linear", "clips"])
+    run.run(["linear", "decoder", "clips"])
     clips = LatentSet.load(tmp_path / "run" / "clips")
     assert clips.latents.shape[2:] == (recipe.latents, 4, 4)
     assert clips.mouth.amax() > 0.1

@@ -320,7 +320,7 @@ def linear_stage(run: Run) -> None:
 
 
 def decoder_stage(run: Run) -> None:
-    """Train the codec's decoder."""
+    """Train the codec's decoder, and what it is trained with."""
     model = run.build("linear")
     if run.recipe.decoder is not None:
         run.train(decoder_method(model.codec, run.prepared(partial(_footage, run))), run.recipe.decoder, "decoder")
@@ -340,7 +340,7 @@ def clips_stage(run: Run) -> None:
         source = Path(recipe.start)
         run.build()  # refuses a folder of other sizes
     else:
-        run.build("audio", "linear").save(source, torch.float32)
+        run.build("audio", "codec").save(source, torch.float32)
     make_latents(
         run.folder / "clips",
         source,
@@ -355,7 +355,7 @@ def clips_stage(run: Run) -> None:
 
 def teacher_stage(run: Run) -> None:
     """Train the bidirectional teacher."""
-    recipe, model = run.recipe, run.build("audio", "linear")
+    recipe, model = run.recipe, run.build("audio", "codec")
     if recipe.model.transformer.reference_channels:
         model.transformer.reference_scale.copy_(model.codec.spread / model.codec.scale)
     run.keep(_teach(run, model, recipe.teaching, recipe.teacher, "teacher"), "teacher")
@@ -441,7 +441,6 @@ def adversarial_stage(run: Run) -> None:
 def export_stage(run: Run) -> None:
     """Write the model folder that run time loads, with a card that says how it was made."""
     model = merge(run.onto(run.base(), run.newest_student()))
-    run.restore(model.codec, "codec")
     model.save(run.folder / "model")
     card = {
         "name": run.recipe.model.name,
@@ -476,14 +475,14 @@ class Stage:
 STAGES = {
     "audio": Stage(audio_stage, (), ("start", "audio", "dialogues", "dialogue_seconds", "varied_speech"), shared=True),
     "linear": Stage(linear_stage, (), ("start", "codec_clips", "latents", "data")),
-    "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents", "data")),
     "decoder": Stage(decoder_stage, ("linear",), ("decoder",), shared=True),
+    "clips": Stage(clips_stage, ("audio", "decoder"), ("clips", "latents", "data")),
     "teacher": Stage(teacher_stage, ("clips",), ("start", "teacher", "teaching", "lora", "window"), shared=True),
     "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "causal", "window", "solver_steps", "guidance"), shared=True),
     "student": Stage(student_stage, ("pairs",), ("student",), shared=True),
     "sid": Stage(sid_stage, ("student",), ("sid", "distillation"), shared=True),
     "adversarial": Stage(adversarial_stage, ("sid", "clips"), ("adversarial", "refinement"), shared=True),
-    "export": Stage(export_stage, ("adversarial", "decoder")),
+    "export": Stage(export_stage, ("adversarial",)),
 }
 
 
