@@ -20,7 +20,6 @@ from streamavatar.models.avatar import AvatarModel
 from streamavatar.serving.engine_client import EngineClient, EngineDied, EngineSettings
 from streamavatar.serving.engine_process import to_i420
 
-AGENT, USER = np.zeros(14 * 960, np.int16), np.zeros(12 * 640, np.int16)
 PICTURE = np.full((64, 96, 3), 100, np.uint8)
 
 
@@ -65,7 +64,7 @@ def test_an_engine_that_hangs_stalls_nobody_and_is_killed(settings: EngineSettin
         assert engine._process.pid is not None
         os.kill(engine._process.pid, signal.SIGSTOP)
         begin = monotonic()
-        calls = [asyncio.create_task(engine.make("s1", k, AGENT, USER)) for k in range(1, 41)]
+        calls = [asyncio.create_task(engine.rollback("s" * 5000, k)) for k in range(1, 41)]
         await asyncio.sleep(0.1)
         assert monotonic() - begin < 0.9, "the event loop waited for the engine"
         results = await asyncio.gather(*calls, return_exceptions=True)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamavatar.errors import UserError
-from streamavatar.serving.protocol import Answer, EngineInfo, EngineSettings, Request
+from streamavatar.serving.protocol import Answer, EngineInfo, EngineSettings, Exchange, Request
 
 __all__ = ["Capacity", "Chunk", "EngineClient", "EngineDied", "EngineInfo", "EngineSettings"]
 
@@ -108,7 +108,7 @@ class EngineClient:
         self.died: asyncio.Future[str] = self._loop.create_future()
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
-        self._memories: dict[str, SharedMemory] = {}
+        self._exchanges: dict[str, Exchange] = {}
         self._making: dict[int, str] = {}
         self._process: BaseProcess
         self._pipe: Connection
@@ -209,7 +209,7 @@ class EngineClient:
         name = await self._call("open", session, np.ascontiguousarray(picture), int(seed))
         memory = SharedMemory(name)
         memory.unlink()  # nobody else needs the name, and now nothing is left behind however we end
-        self._memories[session] = memory
+        self._exchanges[session] = Exchange(self.info, memory)
 
     async def make(self, session: str, index: int, agent: Int16, user: Int16) -> Chunk:
         """Make the next chunk of a session.
@@ -223,7 +223,16 @@ class EngineClient:
             UserError: a wrong index or length, or the chunk could not be made; EngineDied.
         """
         begun = perf_counter()
-        frames, seconds = await self._call("make", session, index, np.asarray(agent), np.asarray(user))
+        if session in self._making.values():
+            raise UserError(f"session {session}: a chunk is still being made")
+        if exchange := self._exchanges.get(session):
+            for name, room, samples in zip(("agent", "user"), exchange.sound, (agent, user), strict=True):
+                if samples.shape != room.shape or samples.dtype != room.dtype:
+                    found = f"not {samples.size} of {samples.dtype}"
+                    raise UserError(f"the {name} lane of a chunk has {len(room)} samples of int16, {found}")
+                room[:] = samples
+            del room
+        frames, seconds = await self._call("make", session, index)
         return Chunk(index, frames, {**seconds, "total": perf_counter() - begun})
 
     async def rollback(self, session: str, index: int) -> None:
@@ -238,9 +247,9 @@ class EngineClient:
         """End a session; unknown ones and those of a dead engine are no error."""
         with suppress(EngineDied):
             await self._call("close", session)
-        memory = self._memories.pop(session, None)
-        if memory is not None:
-            memory.close()
+        exchange = self._exchanges.pop(session, None)
+        if exchange is not None:
+            exchange.memory.close()
 
     async def memory(self) -> int:
         """Bytes that the engine holds on its device; of the process where that is the CPU."""
@@ -254,9 +263,9 @@ class EngineClient:
         if self._process.is_alive():
             self._process.kill()
         await self.died
-        for memory in self._memories.values():
-            memory.close()
-        self._memories.clear()
+        for exchange in self._exchanges.values():
+            exchange.memory.close()
+        self._exchanges.clear()
 
     async def _call(self, call: Any, session: str, *arguments: Any) -> Any:
         if self.died.done():
@@ -288,10 +297,9 @@ class EngineClient:
                 answer: Answer = self._pipe.recv()
                 value = answer.value
                 session = self._making.get(answer.number)
-                memory = self._memories.get(session) if session is not None else None
-                if memory is not None and answer.error is None:
-                    shape = self.info.frames_shape
-                    value = (np.ndarray(shape, np.uint8, buffer=memory.buf).copy(), answer.value)
+                exchange = self._exchanges.get(session) if session is not None else None
+                if exchange is not None and answer.error is None:
+                    value = (exchange.frames.copy(), answer.value)
                 self._tell(self._resolve, answer.number, value, answer.error)
         self._process.join()
         self._pipe.close()

@@ -1,8 +1,8 @@
 """The engine's process: one model, many sessions, chunks on request. No clock, no lanes, no network.
 
-It talks to the gateway over a pipe, one message per request and one per answer; frames leave through one shared memory
-block per session. It ends when the pipe does, so a dead gateway leaves no engine behind. What is wrong with one request
-is the answer to that request alone.
+It talks to the gateway over a pipe, one message per request and one per answer; frames and sound cross in one shared
+memory block per session. It ends when the pipe does, so a dead gateway leaves no engine behind. What is wrong with one
+request is the answer to that request alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
@@ -29,7 +28,7 @@ from streamavatar.engine import StepSession
 from streamavatar.errors import UserError
 from streamavatar.models.audio import AFTER
 from streamavatar.serving.clock import AGENT_RATE, USER_RATE
-from streamavatar.serving.protocol import Answer, EngineInfo, EngineSettings, Request
+from streamavatar.serving.protocol import Answer, EngineInfo, EngineSettings, Exchange, Request
 
 __all__ = ["AGENT_RATE", "USER_RATE", "Engine", "EngineInfo", "EngineSettings", "as_float", "run_engine", "to_i420"]
 
@@ -49,12 +48,10 @@ def as_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
 
 
 class _Slot:
-    """One session and the memory that its frames leave through."""
+    """One session and the memory that its frames and its sound cross in."""
 
-    def __init__(self, session: StepSession, shape: tuple[int, int, int]) -> None:
-        self.session = session
-        self.memory = SharedMemory(create=True, size=int(np.prod(shape)))
-        self.frames: Frames = np.ndarray(shape, np.uint8, buffer=self.memory.buf)
+    def __init__(self, session: StepSession, info: EngineInfo) -> None:
+        self.session, self.exchange = session, Exchange.create(info)
         self.making: Future[Frames] | None = None
         self._lock, self._open = Lock(), True
 
@@ -63,15 +60,14 @@ class _Slot:
         pictures = to_i420(frames)
         with self._lock:
             if self._open:
-                self.frames[:] = pictures
+                self.exchange.frames[:] = pictures
 
     def close(self) -> None:
         with self._lock:
             self._open = False
-            del self.frames
-        self.memory.close()
+        self.exchange.memory.close()
         with suppress(FileNotFoundError):  # unlinked already, unless nobody came to attach
-            self.memory.unlink()
+            self.exchange.memory.unlink()
 
 
 class Engine:
@@ -122,18 +118,18 @@ class Engine:
             user_rate=USER_RATE,
             seed=seed,
         )
-        slot = self._slots[request.session] = _Slot(session, info.frames_shape)
-        return slot.memory.name
+        slot = self._slots[request.session] = _Slot(session, info)
+        return slot.exchange.memory.name
 
     def _make(self, request: Request) -> None:
-        index, agent, user = request.arguments
+        (index,) = request.arguments
         slot = self._slot(request)
         if slot.making is not None and not slot.making.done():
             raise UserError(f"session {request.session}: chunk {slot.session.chunks} is still being made")
         if index != slot.session.chunks + 1:
             raise UserError(f"session {request.session}: the next chunk is {slot.session.chunks + 1}, not {index}")
         begun = perf_counter()
-        slot.making = slot.session.begin(as_float(agent), as_float(user))
+        slot.making = slot.session.begin(*map(as_float, slot.exchange.sound))
         slot.making.add_done_callback(lambda made: self._made(request.number, slot, made, begun))
 
     def _made(self, number: int, slot: _Slot, made: Future[Frames], begun: float) -> None:

@@ -6,8 +6,13 @@ Apart from these themselves, so that the gateway need not load torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from streamavatar.serving.clock import AGENT_RATE, USER_RATE
 
@@ -68,6 +73,36 @@ class EngineInfo:
     def frames_shape(self) -> tuple[int, int, int]:
         """Of a chunk's I420 pictures."""
         return self.chunk_frames, self.height * 3 // 2, self.width
+
+
+class Exchange:
+    """The memory that gateway and engine share for a session: a chunk's pictures one way, its sound the other.
+
+    A session has one chunk in the making at a time, so there is room for one. The arrays are views, made when asked
+    for: memory cannot be closed while there are any.
+    """
+
+    def __init__(self, info: EngineInfo, memory: SharedMemory) -> None:
+        self.memory, self._info = memory, info
+
+    @staticmethod
+    def create(info: EngineInfo) -> Exchange:
+        """On new memory."""
+        return Exchange(
+            info, SharedMemory(create=True, size=prod(info.frames_shape) + 2 * (info.agent_samples + info.user_samples))
+        )
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        """I420, `info.frames_shape`."""
+        return np.ndarray(self._info.frames_shape, np.uint8, self.memory.buf)
+
+    @property
+    def sound(self) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+        """Of agent and user, [`info.agent_samples`] and [`info.user_samples`]."""
+        lengths, at = (self._info.agent_samples, self._info.user_samples), prod(self._info.frames_shape)
+        both = np.ndarray(sum(lengths), np.int16, self.memory.buf, at)
+        return both[: lengths[0]], both[lengths[0] :]
 
 
 @dataclass(frozen=True)
