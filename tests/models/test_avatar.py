@@ -106,11 +106,19 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [0, 5, 1000, -100])
-def test_truncated_weights(folder: Path, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "cannot read weights"),
+        (5, "cannot read weights"),
+        (1000, "ends within its list of tensors"),
+        (-100, r"ends within codec\.detail\.leave\.bias, shape"),
+    ],
+)
+def test_truncated_weights(folder: Path, size: int, words: str) -> None:
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[:size])
-    with pytest.raises(UserError, match="cannot read weights"):
+    with pytest.raises(UserError, match=words):
         AvatarModel.load(folder)
 
 
