@@ -110,6 +110,25 @@ def test_sessions_together_are_sessions_alone(folder: Path, run: Run) -> None:
     run(work)
 
 
+def test_a_chunk_is_made_again_the_moment_it_is_taken_back(folder: Path, run: Run) -> None:
+    """As an interruption does it: nobody waits for the chunk that is not wanted any more."""
+
+    async def work(engine: EngineClient) -> None:
+        await engine.open("s1", picture(1), seed=1)
+        expected = alone(folder, 1, 1)[0]
+        for salt in range(12):
+            lost = asyncio.create_task(engine.make("s1", 1, sound(100 + salt, AGENT), sound(200 + salt, USER)))
+            await asyncio.sleep(0)
+            await engine.rollback("s1", 1)
+            again = await engine.make("s1", 1, sound(11, AGENT), sound(61, USER))
+            assert np.array_equal(again.frames, expected)
+            await lost
+            await engine.rollback("s1", 1)
+        await engine.close_session("s1")
+
+    run(work)
+
+
 def test_bad_requests_are_answered_and_harm_nobody(folder: Path, run: Run) -> None:
     async def work(engine: EngineClient) -> None:
         await engine.open("s1", picture(1), seed=1)

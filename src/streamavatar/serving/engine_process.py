@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from time import perf_counter
 
 import numpy as np
@@ -52,19 +52,12 @@ class _Slot:
 
     def __init__(self, session: StepSession, info: EngineInfo) -> None:
         self.session, self.exchange = session, Exchange.create(info)
-        self.making: Future[Frames] | None = None
-        self._lock, self._open = Lock(), True
-
-    def put(self, frames: Frames) -> None:
-        """Hand a chunk over, from the decoder's worker; nothing happens once the session is closed."""
-        pictures = to_i420(frames)
-        with self._lock:
-            if self._open:
-                self.exchange.frames[:] = pictures
+        self.answered = Event()
+        """Set while no `make` waits for its answer. Its frames are there earlier, but answers must keep their order."""
+        self.answered.set()
 
     def close(self) -> None:
-        with self._lock:
-            self._open = False
+        self.answered.wait()
         self.exchange.memory.close()
         with suppress(FileNotFoundError):  # unlinked already, unless nobody came to attach
             self.exchange.memory.unlink()
@@ -124,31 +117,32 @@ class Engine:
     def _make(self, request: Request) -> None:
         (index,) = request.arguments
         slot = self._slot(request)
-        if slot.making is not None and not slot.making.done():
-            raise UserError(f"session {request.session}: chunk {slot.session.chunks} is still being made")
+        slot.answered.wait()  # hardly ever: the gateway asks for one chunk at a time
         if index != slot.session.chunks + 1:
             raise UserError(f"session {request.session}: the next chunk is {slot.session.chunks + 1}, not {index}")
         begun = perf_counter()
-        slot.making = slot.session.begin(*map(as_float, slot.exchange.sound))
-        slot.making.add_done_callback(lambda made: self._made(request.number, slot, made, begun))
+        making = slot.session.begin(*map(as_float, slot.exchange.sound))
+        slot.answered.clear()
+        making.add_done_callback(lambda made: self._made(request.number, slot, made, begun))
 
     def _made(self, number: int, slot: _Slot, made: Future[Frames], begun: float) -> None:
         """On the decoder's worker: hand the frames over."""
         try:
             frames, decoded = made.result(), perf_counter()
-            slot.put(frames)
+            slot.exchange.frames[:] = to_i420(frames)
             latest = slot.session.telemetry.latest()
             seconds = {**latest, "encode": perf_counter() - decoded, "queue": decoded - begun - sum(latest.values())}
             self._answer(Answer(number, seconds))
         except Exception as error:  # anything a model can do wrong: the session is lost, the engine is not
             logger.exception("a chunk could not be made")
             self._answer(Answer(number, error=f"the chunk could not be made: {error}"))
+        finally:
+            slot.answered.set()
 
     def _rollback(self, request: Request) -> None:
         (index,) = request.arguments
         slot = self._slot(request)
-        if slot.making is not None:
-            slot.making.exception()  # wait
+        slot.answered.wait()
         if index != slot.session.chunks:
             raise UserError(f"session {request.session}: the last chunk is {slot.session.chunks}, not {index}")
         slot.session.rollback()
@@ -157,8 +151,6 @@ class Engine:
         slot = self._slots.pop(request.session, None)
         if slot is None:
             return
-        if slot.making is not None:
-            slot.making.exception()
         slot.close()
 
     def _memory(self, request: Request) -> int:
