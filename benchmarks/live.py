@@ -67,12 +67,15 @@ class Server:
         return True
 
     def processes(self) -> dict[str, int]:
-        """Process ids: the gateway, which was started, and the engine, its largest child."""
+        """Process ids: the gateway, which was started, and the engine, the largest child of the process it forks from."""
         assert self.process is not None, "only a server that was started here has known processes"
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        children = [int(pid) for task in tasks for pid in task.read_text().split()]
         found = {"gateway": self.process.pid}
-        return found | ({"engine": max(children, key=lambda pid: used(pid)[0])} if children else {})
+        engines = [pid for child in children(self.process.pid) for pid in children(child)]
+        return found | ({"engine": max(engines, key=lambda pid: used(pid)[0])} if engines else {})
+
+
+def children(pid: int) -> list[int]:
+    return [int(pid) for task in Path(f"/proc/{pid}/task").glob("*/children") for pid in task.read_text().split()]
 
 
 def free_port() -> int:

@@ -256,14 +256,24 @@ def test_the_engine_ends_with_its_gateway(folder: Path, tmp_path: Path) -> None:
     script.write_text(GATEWAY)
     gateway = subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
     assert gateway.stdout is not None
-    engine = Path("/proc") / gateway.stdout.readline().strip()
-    assert engine.exists()
+    engine = gateway.stdout.readline().strip()
+    parent = Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[1]
+    assert parent != str(gateway.pid)
+    assert "libtorch" in Path(f"/proc/{parent}/maps").read_text(), "the next engine would have to load torch again"
     gateway.kill()
     gateway.wait()
     end = monotonic() + 5
-    while engine.exists() and "State:\tZ" not in (engine / "status").read_text() and monotonic() < end:
+    while any(alive(Path("/proc") / pid) for pid in (engine, parent)) and monotonic() < end:
         sleep(0.05)
     assert monotonic() < end
+
+
+def alive(process: Path) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return "State:\tZ" not in (process / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_calibration(run: Run) -> None:

@@ -36,6 +36,8 @@ _PROBE_CHUNKS = 10
 """Measured per number of sessions, at least."""
 CROWDED = 1.2
 """How much longer a worker's share of a chunk takes while the other worker is busy as well."""
+ENGINE = "streamavatar.serving.engine_process"
+"""Loaded once, by a process from which engines fork: one that follows a dead engine need not load torch again."""
 _STEADY_CHUNKS = 4
 """After which a session's cache is full."""
 
@@ -127,7 +129,8 @@ class EngineClient:
         client = cls(settings)
         ready: asyncio.Future[Any] = client._loop.create_future()
         client._calls[0] = ready
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([ENGINE])
         client._pipe, theirs = context.Pipe()
         client._process = context.Process(target=_run, args=(theirs, settings), name="engine", daemon=True)
         await asyncio.to_thread(client._process.start)
