@@ -67,7 +67,7 @@ class Server:
         return True
 
     def processes(self) -> dict[str, int]:
-        """Process ids: the gateway, which was started, and the engine, the largest child of the process it forks from."""
+        """Process ids: the gateway, which was started, and the engine, the largest of the processes forked for it."""
         assert self.process is not None, "only a server that was started here has known processes"
         found = {"gateway": self.process.pid}
         engines = [pid for child in children(self.process.pid) for pid in children(child)]

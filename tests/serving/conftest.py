@@ -92,7 +92,7 @@ class FakeEngine:
         default_factory=lambda: SimpleNamespace(height=SIZE, width=SIZE, fps=25, chunk_frames=CHUNK, model="fake")
     )
 
-    async def open(self, session: str, picture: NDArray[np.uint8], seed: int) -> None:
+    async def open(self, session: str, picture: NDArray[np.uint8], seed: int, face: str = "") -> None:
         assert picture.shape == (SIZE, SIZE, 3)
         self.calls.append(("open", seed))
 

@@ -29,7 +29,13 @@ class FlashingEngine:
         height=SIZE, width=SIZE, fps=25, chunk_frames=CHUNK, model="flashing", device="cpu", precision="float32"
     )
 
-    async def open(self, session: str, picture: NDArray[np.uint8], seed: int) -> None:
+    async def encode(self, face: str, picture: NDArray[np.uint8]) -> None:
+        """Nothing is kept."""
+
+    async def forget(self, face: str) -> None:
+        """Nothing is kept."""
+
+    async def open(self, session: str, picture: NDArray[np.uint8], seed: int, face: str) -> None:
         """Nothing is kept."""
 
     async def make(self, session: str, index: int, agent: NDArray[np.int16], user: NDArray[np.int16]) -> Chunk:

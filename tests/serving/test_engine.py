@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from streamavatar.avatar import Avatar
 from streamavatar.engine import Pipeline, StepSession
 from streamavatar.errors import UserError
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.serving.admission import Admission, Supervisor
 from streamavatar.serving.engine_client import Capacity, EngineClient, EngineDied, EngineInfo, EngineSettings, Timing
-from streamavatar.serving.engine_process import AGENT_RATE, USER_RATE, as_float, to_i420
+from streamavatar.serving.engine_process import AGENT_RATE, USER_RATE, Engine, as_float, to_i420
 
 AGENT, USER = 14 * 960, 12 * 640
 
@@ -127,6 +128,50 @@ def test_a_chunk_is_made_again_the_moment_it_is_taken_back(folder: Path, run: Ru
         await engine.close_session("s1")
 
     run(work)
+
+
+def test_a_face_is_encoded_once(folder: Path, run: Run) -> None:
+    """Sessions of a kept face start from what was encoded, and are sessions of its picture; forgotten is forgotten."""
+
+    async def work(engine: EngineClient) -> None:
+        expected = alone(folder, 1, 2)
+        other = np.zeros_like(picture(1))  # seen only if it is encoded
+        await engine.encode("me", picture(1))
+        for name in ("s1", "s2"):
+            await engine.open(name, other, 1, "me")
+        for k in (1, 2):
+            for name in ("s1", "s2"):
+                chunk = await engine.make(name, k, sound(10 + k, AGENT), sound(60 + k, USER))
+                assert np.array_equal(chunk.frames, expected[k - 1])
+        await engine.forget("me")
+        await engine.forget("nobody")
+        await engine.open("s3", other, 1, "me")
+        chunk = await engine.make("s3", 1, sound(11, AGENT), sound(61, USER))
+        assert not np.array_equal(chunk.frames, expected[0])
+        for name in ("s1", "s2", "s3"):
+            await engine.close_session(name)
+        await engine.forget("me")
+        with pytest.raises(UserError, match="picture must be"):
+            await engine.encode("me", picture(1)[:32])
+
+    run(work)
+
+
+def test_kept_faces_have_a_limit(make_model: Callable[..., AvatarModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Avatar(make_model(), Pipeline(1)), lambda answer: None)
+    size = engine._reference("a", picture(1)).nbytes
+    assert size > 3 * 4 * 64 * 96  # the picture in float32 is part of it
+    monkeypatch.setattr("streamavatar.serving.engine_process.KEPT_BYTES", 2 * size)
+    engine._reference("b", picture(2))
+    kept = engine._reference("a", picture(3))
+    engine._reference("c", picture(3))
+    assert list(engine._faces) == ["a", "c"]  # the one that was not used for the longest time has gone
+    assert engine._reference("a", picture(3)) is kept
+    engine._reference("", picture(4))
+    assert list(engine._faces) == ["c", "a"]
+    monkeypatch.setattr("streamavatar.serving.engine_process.KEPT_BYTES", size - 1)
+    engine._reference("d", picture(4))
+    assert engine._faces == {}
 
 
 def test_bad_requests_are_answered_and_harm_nobody(folder: Path, run: Run) -> None:

@@ -52,7 +52,10 @@ class GreyEngine:
         height=SIZE, width=SIZE, fps=25, chunk_frames=CHUNK, model="grey", device="cpu", precision="float32"
     )
 
-    async def open(self, session: str, picture: Any, seed: int) -> None:
+    async def encode(self, face: str, picture: Any) -> None: ...
+    async def forget(self, face: str) -> None: ...
+
+    async def open(self, session: str, picture: Any, seed: int, face: str) -> None:
         assert picture.shape == (SIZE, SIZE, 3)
 
     async def make(self, session: str, index: int, agent: Any, user: Any) -> Any:

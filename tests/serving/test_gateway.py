@@ -43,8 +43,16 @@ class FakeEngines:
     info: Any
     sessions: dict[str, Any] = field(default_factory=dict)
     calls: list[tuple[str, int]] = field(default_factory=list)
+    faces: set[str] = field(default_factory=set)
 
-    async def open(self, session: str, picture: np.ndarray, seed: int) -> None:
+    async def encode(self, face: str, picture: np.ndarray) -> None:
+        self.faces.add(face)
+
+    async def forget(self, face: str) -> None:
+        self.faces.discard(face)
+
+    async def open(self, session: str, picture: np.ndarray, seed: int, face: str) -> None:
+        self.faces.add(face)
         self.sessions[session] = self.make_engine(cost=0.01, calls=self.calls)
         await self.sessions[session].open(session, picture, seed)
 
@@ -505,6 +513,8 @@ def test_an_own_face(open_app: Open) -> None:
     assert made.status_code == 201, made.text
     avatar = made.json()
     assert avatar["own"]
+    kept = client.keeper.engine.faces
+    assert kept == {avatar["id"]}  # encoded before a session asks for it
     shown = np.asarray(Image.open(io.BytesIO(client.get(avatar["picture"]).content)))
     assert shown.shape == (512, 512, 3)
     x, y, width, height = find_face(shown)
@@ -517,6 +527,7 @@ def test_an_own_face(open_app: Open) -> None:
     assert upload(client, png(NOISE), crop="centre").status_code == 201
     assert problem(upload(client, png(NOISE), crop="centre")) == (507, "full")
     assert client.delete(f"/v1/avatars/{avatar['id']}").status_code == 204
+    assert avatar["id"] not in kept
     assert problem(client.get(avatar["picture"])) == (404, "no_avatar")
     assert problem(client.delete(f"/v1/avatars/{bundled.DEFAULT_AVATAR}")) == (403, "forbidden")
 

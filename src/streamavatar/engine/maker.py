@@ -6,10 +6,13 @@ number alone, so what is shown does not depend on how the audio was cut or on wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from streamavatar.cache import RingCache
 from streamavatar.engine.graphs import RecordedPasses, meet_shapes
@@ -25,12 +28,41 @@ from streamavatar.rollout import Passes, Sampler, make_chunk, prime
 from streamavatar.seeds import seed_for
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A picture as sessions start from it. Nothing writes to it, so that any number of sessions may share one.
+
+    Attributes:
+        latent: of the picture, [1, C, 1, h, w], where the transformer is.
+        state: what the decoder makes the first chunk from.
+    """
+
+    latent: Tensor
+    state: DecoderState
+
+    @staticmethod
+    def encode(model: AvatarModel, picture: NDArray[np.uint8]) -> Reference:
+        """Of a picture of the model's size, uint8 RGB [H, W, 3]. On the pipeline's first worker."""
+        weight = model.transformer.head.head.weight
+        decoder_device = next(model.codec.parameters()).device
+        with torch.inference_mode():
+            pixels = torch.from_numpy(picture).to(decoder_device).float().div(127.5).sub(1).permute(2, 0, 1)[None]
+            latent, state = model.codec.open(pixels)
+            return Reference(latent.to(weight.device, weight.dtype), state)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds."""
+        tensors = [self.latent, *tree_leaves(list(vars(self.state).values()))]
+        return sum(x.nbytes for x in tensors if isinstance(x, Tensor))
+
+
 class ChunkMaker:
     """See the module's docstring. Its methods run on the pipeline's workers, one chunk after the other.
 
     Args:
         model: shared weights, in evaluation mode.
-        reference: uint8 RGB [H, W, 3] of the model's size; encoding it starts the cache and the decoder's state.
+        reference: uint8 RGB [H, W, 3] of the model's size, or already encoded; starts cache and decoder.
         seed: of the noise.
         telemetry: told how long the stages took; on a GPU, how long the host was busy with them.
         graphs: replay recorded passes where the transformer is on a GPU; needs `prepare`.
@@ -41,7 +73,7 @@ class ChunkMaker:
     def __init__(
         self,
         model: AvatarModel,
-        reference: NDArray[np.uint8],
+        reference: NDArray[np.uint8] | Reference,
         seed: int,
         telemetry: Telemetry,
         *,
@@ -59,7 +91,10 @@ class ChunkMaker:
         self._prepared: Conditions | None = None
         self._sampler: Sampler = model.transformer
         self._settle()
-        self._reference, self.decoder_state = self._start(reference)
+        if not isinstance(reference, Reference):
+            reference = Reference.encode(model, reference)
+        self._reference, self.decoder_state = reference.latent, reference.state
+        self._start()
         if self._device.type == "cuda":
             self._warm(graphs and prepare)
 
@@ -123,20 +158,16 @@ class ChunkMaker:
         shape = (1, g.latent_channels, g.chunk_latents, g.latent_height, g.latent_width)
         return upload(torch.randn(shape, generator=generator), self._device, self._dtype)
 
-    def _start(self, picture: NDArray[np.uint8]) -> tuple[Tensor, DecoderState]:
-        """Encode the reference picture, which starts the decoder's state, and put its latent into the cache's sink."""
+    def _start(self) -> None:
+        """Put the reference's latent into the cache's sink."""
         model = self.model
         window = latent_window(0)
         with torch.inference_mode():
-            pixels = torch.from_numpy(picture).to(self._decoder_device).float().div(127.5).sub(1).permute(2, 0, 1)[None]
-            latent, state = model.codec.open(pixels)
-            latent = latent.to(self._device, self._dtype)
             ticks = model.audio.history + len(window)
             silence = np.zeros(ticks * model.audio.encoder.frame_samples, np.float32)
-            conditions = self._conditions(silence, silence, window.start, range(1), latent)
+            conditions = self._conditions(silence, silence, window.start, range(1), self._reference)
             prime(model.transformer, self._cache, conditions)
         self._settle()
-        return latent, state
 
     def _warm(self, graphs: bool) -> None:
         """Meet every shape once, so that the first chunk is as fast as any: kernels are compiled and chosen, and passes
@@ -168,7 +199,7 @@ class ChunkMaker:
 
 
 def open_maker(
-    pipeline: Pipeline, model: AvatarModel, reference: NDArray[np.uint8], seed: int, telemetry: Telemetry
+    pipeline: Pipeline, model: AvatarModel, reference: NDArray[np.uint8] | Reference, seed: int, telemetry: Telemetry
 ) -> ChunkMaker:
     """A maker that is warm on both of its workers."""
     maker = pipeline.call(lambda: ChunkMaker(model, reference, seed, telemetry))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streamavatar.engine.lane import Samples
-from streamavatar.engine.maker import open_maker
+from streamavatar.engine.maker import Reference, open_maker
 from streamavatar.engine.pipeline import Pipeline
 from streamavatar.engine.telemetry import Telemetry
 from streamavatar.errors import UserError
@@ -31,7 +31,7 @@ class StepSession:
     Args:
         model: shared weights, in evaluation mode.
         pipeline: shared workers.
-        reference: uint8 RGB [H, W, 3] of the model's size.
+        reference: uint8 RGB [H, W, 3] of the model's size, or already encoded.
         agent_rate, user_rate: of the sound that will be passed, in Hz; multiples of the frame rate.
         seed: of the noise.
     """
@@ -40,7 +40,7 @@ class StepSession:
         self,
         model: AvatarModel,
         pipeline: Pipeline,
-        reference: NDArray[np.uint8],
+        reference: NDArray[np.uint8] | Reference,
         *,
         agent_rate: int = 16000,
         user_rate: int = 16000,

@@ -203,13 +203,24 @@ class EngineClient:
 
     # calls -----------------------------------------------------------------------------------------
 
-    async def open(self, session: str, picture: NDArray[np.uint8], seed: int) -> None:
+    async def encode(self, face: str, picture: NDArray[np.uint8]) -> None:
+        """Encode a picture, as `open` takes it, and keep it under a name. Raises as `open` does."""
+        await self._call("encode", "", face, np.ascontiguousarray(picture))
+
+    async def forget(self, face: str) -> None:
+        """Keep that picture no longer; sessions that show it go on. Unknown names are no error. Raises EngineDied."""
+        await self._call("forget", "", face)
+
+    async def open(self, session: str, picture: NDArray[np.uint8], seed: int, face: str = "") -> None:
         """Start a session on a picture, uint8 RGB [H, W, 3] of the model's size.
+
+        Args:
+            face: name of the picture. What is kept under it is used instead of encoding the picture again.
 
         Raises:
             UserError: the picture or the name is no good; EngineDied.
         """
-        name = await self._call("open", session, np.ascontiguousarray(picture), int(seed))
+        name = await self._call("open", session, np.ascontiguousarray(picture), int(seed), face)
         memory = SharedMemory(name)
         memory.unlink()  # nobody else needs the name, and now nothing is left behind however we end
         self._exchanges[session] = Exchange(self.info, memory)

@@ -24,13 +24,16 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from streamavatar.avatar import Avatar
-from streamavatar.engine import StepSession
+from streamavatar.engine import Reference, StepSession
 from streamavatar.errors import UserError
 from streamavatar.models.audio import AFTER
 from streamavatar.serving.clock import AGENT_RATE, USER_RATE
 from streamavatar.serving.protocol import Answer, EngineInfo, EngineSettings, Exchange, Request
 
 __all__ = ["AGENT_RATE", "USER_RATE", "Engine", "EngineInfo", "EngineSettings", "as_float", "run_engine", "to_i420"]
+
+KEPT_BYTES = 512 * 2**20
+"""Of encoded faces. One that does not fit alone (the state of Wan's own decoder) is encoded for every session."""
 
 logger = logging.getLogger(__name__)
 Frames = NDArray[np.uint8]
@@ -74,6 +77,8 @@ class Engine:
     def __init__(self, avatar: Avatar, answer: Callable[[Answer], None]) -> None:
         self._avatar, self._answer = avatar, answer
         self._slots: dict[str, _Slot] = {}
+        self._faces: dict[str, Reference] = {}
+        """Encoded, by name; those that were used last are at the end."""
         g, device = avatar.config.geometry, avatar.model.transformer.head.head.weight.device
         self.info = EngineInfo(
             g.height, g.width, g.fps, g.chunk_frames, avatar.config.name, str(device), avatar.precision, AFTER
@@ -95,23 +100,42 @@ class Engine:
         for name in list(self._slots):
             self._close(Request(0, "close", name))
 
-    def _open(self, request: Request) -> str:
-        """The name of the session's shared memory; whoever attaches to it unlinks it."""
-        picture, seed = request.arguments
-        info = self.info
-        if request.session in self._slots:
-            raise UserError(f"session {request.session} is open already")
+    def _encode(self, request: Request) -> None:
+        self._reference(*request.arguments)
+
+    def _forget(self, request: Request) -> None:
+        (face,) = request.arguments
+        self._faces.pop(face, None)
+
+    def _reference(self, face: str, picture: NDArray[np.uint8]) -> Reference:
+        """The picture, encoded; what is kept under that name if there is anything. Nothing is kept without a name."""
+        if face in self._faces:
+            self._faces[face] = self._faces.pop(face)
+            return self._faces[face]
+        info, avatar = self.info, self._avatar
         if picture.shape != (info.height, info.width, 3) or picture.dtype != np.uint8:
             raise UserError(f"the picture must be uint8 {info.height}x{info.width}x3, not {picture.shape}")
+        reference = avatar.pipeline.call(lambda: Reference.encode(avatar.model, picture))
+        if face:
+            self._faces[face] = reference
+            while sum(kept.nbytes for kept in self._faces.values()) > KEPT_BYTES:
+                del self._faces[next(iter(self._faces))]
+        return reference
+
+    def _open(self, request: Request) -> str:
+        """The name of the session's shared memory; whoever attaches to it unlinks it."""
+        picture, seed, face = request.arguments
+        if request.session in self._slots:
+            raise UserError(f"session {request.session} is open already")
         session = StepSession(
             self._avatar.model,
             self._avatar.pipeline,
-            picture,
+            self._reference(face, picture),
             agent_rate=AGENT_RATE,
             user_rate=USER_RATE,
             seed=seed,
         )
-        slot = self._slots[request.session] = _Slot(session, info)
+        slot = self._slots[request.session] = _Slot(session, self.info)
         return slot.exchange.memory.name
 
     def _make(self, request: Request) -> None:

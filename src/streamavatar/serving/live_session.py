@@ -68,7 +68,9 @@ class EngineLike(Protocol):
 
     @property
     def info(self) -> InfoLike: ...
-    async def open(self, session: str, picture: NDArray[np.uint8], seed: int) -> None: ...
+    async def encode(self, face: str, picture: NDArray[np.uint8]) -> None: ...
+    async def forget(self, face: str) -> None: ...
+    async def open(self, session: str, picture: NDArray[np.uint8], seed: int, face: str = "") -> None: ...
     async def make(self, session: str, index: int, agent: Int16, user: Int16) -> ChunkLike: ...
     async def rollback(self, session: str, index: int) -> None: ...
     async def close_session(self, session: str) -> None: ...
@@ -114,6 +116,7 @@ class LiveSession:
         session_id: its name at the engine and in the trace.
         picture: uint8 RGB [H, W, 3] of the model's size.
         seed: of the noise.
+        face: name of the picture, under which the engine keeps what it encoded; "" to keep nothing.
         settings: see `LiveSettings`.
         on_event: gets every event.
         phase: where in the span of a chunk this session's chunks begin, in seconds of the loop's clock, so that
@@ -133,13 +136,14 @@ class LiveSession:
         picture: NDArray[np.uint8],
         *,
         seed: int,
+        face: str = "",
         settings: LiveSettings,
         on_event: Callable[[Event], None],
         phase: float | None = None,
         meter: Meter | None = None,
     ) -> None:
         info = engine.info
-        self._engine, self._id, self._picture, self._seed = engine, session_id, picture, seed
+        self._engine, self._id, self._picture, self._seed, self._face = engine, session_id, picture, seed, face
         self._settings, self._on_event, self._phase = settings, on_event, phase
         self._loop = asyncio.get_running_loop()
         self._clock = MediaClock(info.fps)
@@ -186,7 +190,7 @@ class LiveSession:
         """Open the session on the engine, ask for the first chunk and start the clock. Raises what the engine does."""
         self._figures.started_at = self._loop.time()
         self._vad = await self._loop.run_in_executor(VAD_THREAD, make_vad)
-        await self._engine.open(self._id, self._picture, self._seed)
+        await self._engine.open(self._id, self._picture, self._seed, self._face)
         if self._closing:
             await self._engine.close_session(self._id)
             raise UserError("the session was closed while it began: begin another")

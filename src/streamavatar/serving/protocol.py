@@ -110,7 +110,7 @@ class Request:
     """One call: its number, what to do, of which session, and the rest."""
 
     number: int
-    call: Literal["open", "make", "rollback", "close", "memory", "stop"]
+    call: Literal["encode", "forget", "open", "make", "rollback", "close", "memory", "stop"]
     session: str = ""
     arguments: tuple[Any, ...] = ()
 

@@ -190,13 +190,14 @@ async def add_avatar(request: Request, house: HouseIn, crop: Literal["face", "ce
         face = await asyncio.to_thread(
             house.faces.add, data, request.headers.get("content-type", ""), crop, address_of(request)
         )
+    await house.registry.prepare(face)
     return _avatar(face)
 
 
 @avatars.delete("/{avatar}", status_code=204, responses=documented(422), dependencies=[Depends(admitted)])
 async def delete_avatar(avatar: Name, house: HouseIn) -> None:
     """Forget an uploaded face. Sessions that show it go on."""
-    house.faces.delete(avatar)
+    await house.registry.forget(avatar)
 
 
 async def read_body(request: Request, most: int) -> bytes:

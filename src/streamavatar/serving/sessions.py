@@ -7,13 +7,15 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from streamavatar.errors import UserError
 from streamavatar.serving.admission import Admission, Slot
 from streamavatar.serving.bodies import SessionWish
 from streamavatar.serving.engine_client import Capacity, EngineDied
-from streamavatar.serving.faces import Faces
+from streamavatar.serving.faces import Face, Faces
 from streamavatar.serving.live_session import EngineLike, Event, LiveSession, LiveSettings
 from streamavatar.serving.metrics import Metrics
 from streamavatar.serving.problems import ApiProblem
@@ -150,6 +152,27 @@ class Registry:
         entry.touch()
         return entry
 
+    async def prepare(self, face: Face) -> None:
+        """Have an upload encoded once for all its sessions; an engine that is just starting does it for the first.
+
+        Raises:
+            ApiProblem: 422, the model cannot take it, and the face is not kept.
+        """
+        with suppress(EngineDied):
+            client = self.keeper.client
+            picture = await asyncio.to_thread(face.picture, client.info.height, client.info.width)
+            try:
+                await client.encode(face.id, picture)
+            except UserError as error:
+                self.faces.delete(face.id)
+                raise ApiProblem(422, "bad_picture", str(error)) from error
+
+    async def forget(self, face: str) -> None:
+        """Delete an upload here and in the engine; its sessions go on. Raises ApiProblem as `Faces.delete` does."""
+        self.faces.delete(face)
+        with suppress(EngineDied):
+            await self.keeper.client.forget(face)
+
     async def open(self, wish: SessionWish, address: str) -> Entry:
         """Admit and start a session.
 
@@ -168,6 +191,7 @@ class Registry:
                 name,
                 picture,
                 seed=wish.seed,
+                face=face.id,
                 settings=LiveSettings(
                     overlap=wish.overlap,
                     server_barge_in=wish.server_barge_in,
