@@ -39,7 +39,7 @@ def people() -> Recipe:
     return Recipe(
         model=model,
         audio=TrainConfig(steps=1200, batch=32, lr=2e-3, bf16=False, save_every=200),
-        decoder=TrainConfig(steps=5000, batch=2, lr=1e-3, save_every=200),
+        decoder=TrainConfig(steps=5000, batch=8, lr=1e-3, save_every=200),
         teacher=TrainConfig(steps=2000, batch=16, lr=1.2e-3, warmup=100, ema=0.995, save_every=100),
         student=TrainConfig(steps=400, batch=16, lr=4e-4, warmup=50, save_every=50),
         sid=TrainConfig(steps=360, batch=8, lr=5e-5, betas=(0.0, 0.999), weight_decay=0.0, warmup=20, save_every=30),

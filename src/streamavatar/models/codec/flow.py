@@ -5,8 +5,8 @@ components), the third is learnt together with the decoder:
 
 - appearance: the reference picture, small; the same in every latent of a clip. It tells the transformer who it moves.
 - flow: where the pixels of the four frames come from in the reference picture, on a coarse grid.
-- rest: what moving the picture cannot explain (teeth, lids, shade). Linear maps of it are no good: an open mouth is
-  another point for every place that it has on the latents' grid.
+- rest: what moving the picture cannot explain (teeth, lids, shade). For linear maps an open mouth is something else at
+  every place that it can have on the latents' grid.
 
 Flow is alike for all people, so a small transformer can learn it from few of them, and what is sharp comes from the
 picture itself. The decoder adds a streaming convolutional branch, which sees the latent before and the moved features
