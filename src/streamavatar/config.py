@@ -171,7 +171,11 @@ class FlowCodecConfig:
             explain.
         widths: of the decoder, one stage each; the resolution doubles between them.
         blocks: residual blocks per stage.
-        pool: shrinks the pictures that the encoder sees.
+        pool: shrinks the pictures that the linear maps see.
+        window: left, top, width and height of the part of the picture that latents are of, in pixels; the whole picture
+            if empty. Around it, what moves at its borders fades away.
+        face: right and down, where pictures have the middle between eyes and mouth, in pixels; nowhere in particular if
+            empty.
     """
 
     appearance: int = 32
@@ -179,16 +183,29 @@ class FlowCodecConfig:
     widths: tuple[int, ...] = (128, 96, 64, 48)
     blocks: int = 2
     pool: int = 2
+    window: tuple[int, ...] = ()
+    face: tuple[int, ...] = ()
     kind: Literal["flow"] = "flow"
 
     def __post_init__(self) -> None:
         _require(len(self.widths) >= 2 and min(self.widths) >= 1, "codec: widths are two or more positive numbers")
         for name in ("appearance", "flow", "blocks", "pool"):
             _require(getattr(self, name) >= 1, f"codec: {name} must be at least 1")
+        _require(len(self.window) in (0, 4), "codec: a window is left, top, width and height")
+        _require(len(self.face) in (0, 2), "codec: a face is at so many pixels to the right and down")
+
+    def part(self, geometry: Geometry) -> tuple[slice, slice]:
+        """Rows and columns of the picture that latents are of."""
+        left, top, width, height = self.window or (0, 0, geometry.width, geometry.height)
+        return slice(top, top + height), slice(left, left + width)
+
+    def cell(self, geometry: Geometry) -> int:
+        """Pixels per latent cell, each way."""
+        return self.window[2] // geometry.latent_width if self.window else geometry.spatial_stride
 
     def patch(self, geometry: Geometry) -> int:
         """Pixels per cell of the flow's grid, each way."""
-        return geometry.spatial_stride // 2 ** (len(self.widths) - 1)
+        return self.cell(geometry) // 2 ** (len(self.widths) - 1)
 
 
 # The latents' mean and spread per channel (Wan2.2, wan/modules/vae2_2.py, class Wan2_2_VAE).
@@ -401,10 +418,20 @@ class ModelConfig:
                 codec.appearance + codec.flow < g.latent_channels,
                 "model: codec.appearance and codec.flow leave no latent channel for the rest",
             )
-            _require(codec.patch(g) % codec.pool == 0, "model: codec.pool must divide the flow's patch of pixels")
-        _require(g.spatial_stride % codec.pool == 0, "model: codec.pool must divide the spatial stride")
+            if codec.window:
+                left, top, *size = codec.window
+                _require(
+                    min(codec.window) >= 0 and left + size[0] <= g.width and top + size[1] <= g.height,
+                    "model: codec.window reaches beyond the picture",
+                )
+                _require(
+                    size == [codec.cell(g) * n for n in (g.latent_width, g.latent_height)],
+                    "model: codec.window must have the latents' cells as squares",
+                )
+        cell = codec.cell(g) if isinstance(codec, FlowCodecConfig) else g.spatial_stride
+        _require(cell % codec.pool == 0, "model: codec.pool must divide the spatial stride")
         _require(
-            g.spatial_stride % 2 ** (len(codec.widths) - 1) == 0,
+            cell % 2 ** (len(codec.widths) - 1) == 0,
             "model: the codec has more stages than the spatial stride has halvings",
         )
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamavatar.data.augment import augmented
+from streamavatar.config import FlowCodecConfig, ModelConfig
+from streamavatar.data.augment import MOUTH, augmented, in_place
 from streamavatar.data.flow import flow_to_reference
 from streamavatar.data.latents import LatentSet, feature_frames
 from streamavatar.data.reader import ShardSet, Window, WindowOrder
@@ -84,16 +85,16 @@ def make_speech(
     return waves, targets
 
 
-def mouth_cells(boxes: np.ndarray, geometry: Geometry) -> Tensor:
+def mouth_cells(boxes: np.ndarray, geometry: Geometry, stride: int) -> Tensor:
     """How much of each latent cell the mouth covers, over the frames of the latent.
 
     Args:
         boxes: x0, y0, x1, y1 in pixels per frame, [F, 4].
+        stride: pixels per cell, each way.
 
     Returns:
         [T, h, w] in 0..1.
     """
-    stride = geometry.spatial_stride
     edges = [np.arange(n) * stride for n in (geometry.latent_width, geometry.latent_height)]
     cover = []
     for low, high, edge in ((boxes[:, 0], boxes[:, 2], edges[0]), (boxes[:, 1], boxes[:, 3], edges[1])):
@@ -107,7 +108,7 @@ def mouth_cells(boxes: np.ndarray, geometry: Geometry) -> Tensor:
 def encode_clip(codec: Codec, pixels: Tensor, frames: np.ndarray) -> Tensor:
     """Latents [1, C, T, h, w] of a clip, given in -1..1 [1, 3, F, H, W] and as uint8 [F, H, W, 3]."""
     if isinstance(codec, FlowCodec):
-        return codec.encode(pixels, flow_to_reference(frames, codec.patch)[None])
+        return codec.encode(pixels, flow_to_reference(_cut(frames, codec.config, codec.geometry), codec.patch)[None])
     return codec.encode(pixels)
 
 
@@ -161,16 +162,22 @@ def clip_latents(model: AvatarModel, clip: Clip | Window) -> LatentSet:
         latents=latents.half(),
         talk=talk.half(),
         listen=listen.half(),
-        mouth=mouth_cells(clip.landmarks["mouth"][:frames], geometry)[None].half(),
+        mouth=mouth_cells(clip.landmarks["mouth"][:frames], geometry, cell_of(model.config))[None].half(),
         opening=torch.from_numpy(clip.performance.mouth_open[:frames])[None].half(),
         state=torch.from_numpy(clip.performance.state[:frames])[None].to(torch.int8),
     )
 
 
+def cell_of(model: ModelConfig) -> int:
+    """Pixels per latent cell, each way, in the part of pictures that the codec looks at."""
+    codec, geometry = model.codec, model.geometry
+    return codec.cell(geometry) if isinstance(codec, FlowCodecConfig) else geometry.spatial_stride
+
+
 def clips_of(
-    seed: int, shard: int, count: int, frames: int, geometry: Geometry, source: Path | None
+    seed: int, shard: int, count: int, frames: int, model: ModelConfig, source: Path | None
 ) -> Iterator[Clip | Window]:
-    """The clips of one shard, the same on every machine.
+    """The clips of one shard, the same on every machine; cut to the window of a codec that has one.
 
     Args:
         source: folder of shards to cut them from (the identities that are not held out); puppets, drawn here, if None.
@@ -179,13 +186,14 @@ def clips_of(
     Raises:
         UserError: the folder's pictures have another size.
     """
-    length = frames + AFTER
+    length, geometry, codec = frames + AFTER, model.geometry, model.codec
     if source is None:
         stream = clip_stream(seed_for(seed, "clips", shard), frames=length, size=geometry.height)
         yield from islice(stream, count)
         return
     shards = ShardSet(source, "train")
     order = WindowOrder(shards.entries, length, seed)
+    face = codec.face if isinstance(codec, FlowCodecConfig) else ()
     for number in range(shard * count, (shard + 1) * count):
         epoch, place = divmod(number, len(order))
         entry, draw = order.at(epoch, place)
@@ -193,13 +201,31 @@ def clips_of(
         if window.frames.shape[1:3] != (geometry.height, geometry.width):
             found = "x".join(map(str, window.frames.shape[1:3]))
             raise UserError(f"{source}: pictures are {found}, not {geometry.height}x{geometry.width}; make others")
-        yield augmented(window, np.random.default_rng(draw), mirrored=epoch % 2 == 1) if epoch else window
+        rng = np.random.default_rng(draw)
+        if epoch:
+            window = augmented(window, rng, mirrored=epoch % 2 == 1, face=face)
+        elif face:
+            window = in_place(window, face, rng)
+        yield _cut_window(window, codec, geometry) if isinstance(codec, FlowCodecConfig) else window
+
+
+def _cut(frames: np.ndarray, codec: FlowCodecConfig, geometry: Geometry) -> np.ndarray:
+    """The codec's window of whole pictures [F, H, W, 3]; others are windows already."""
+    rows, columns = codec.part(geometry)
+    return frames[:, rows, columns] if frames.shape[1:3] == (geometry.height, geometry.width) else frames
+
+
+def _cut_window(window: Window, codec: FlowCodecConfig, geometry: Geometry) -> Window:
+    rows, columns = codec.part(geometry)
+    corner = np.array((columns.start, rows.start) * 2, np.float32)
+    truth = {**window.truth, MOUTH: window.truth[MOUTH] - corner}
+    return replace(window, frames=_cut(window.frames, codec, geometry), truth=truth)
 
 
 def _latent_shard(folder: Path, model_folder: Path, seed: int, shard: int, frames: int, source: Path | None) -> None:
     torch.set_num_threads(1)
     model = AvatarModel.load(model_folder)
-    sets = [clip_latents(model, clip) for clip in clips_of(seed, shard, SHARD, frames, model.config.geometry, source)]
+    sets = [clip_latents(model, clip) for clip in clips_of(seed, shard, SHARD, frames, model.config, source)]
     names = LatentSet.__dataclass_fields__
     LatentSet(**{n: torch.cat([getattr(s, n) for s in sets]) for n in names}).save(_shard_path(folder, shard))
 
@@ -242,12 +268,13 @@ class Footage:
 
 
 def _frames_part(
-    path: Path, geometry: Geometry, seed: int, part: int, count: int, frames: int, source: Path | None, patch: int
+    path: Path, model: ModelConfig, seed: int, part: int, count: int, frames: int, source: Path | None
 ) -> None:
+    patch = _flow_patch(model)
     pictures, mouths, flows = [], [], []
-    for clip in clips_of(seed, part, count, frames, geometry, source):
+    for clip in clips_of(seed, part, count, frames, model, source):
         pictures.append(clip.frames[:frames])
-        mouths.append(mouth_cells(clip.landmarks["mouth"][:frames], geometry).numpy())
+        mouths.append(mouth_cells(clip.landmarks["mouth"][:frames], model.geometry, cell_of(model)).numpy())
         if patch:
             flows.append(flow_to_reference(clip.frames[:frames], patch).half().numpy())
     temporary = path.with_suffix(".partial.npz")
@@ -258,9 +285,14 @@ def _frames_part(
     os.replace(temporary, path)
 
 
+def _flow_patch(model: ModelConfig) -> int:
+    """Pixels per cell of the flow's grid; 0 for codecs that need no flow."""
+    return model.codec.patch(model.geometry) if isinstance(model.codec, FlowCodecConfig) else 0
+
+
 def make_frames(
     folder: Path,
-    geometry: Geometry,
+    model: ModelConfig,
     *,
     seed: int,
     clips: int,
@@ -268,16 +300,14 @@ def make_frames(
     workers: int,
     tell: Tell,
     source: Path | None = None,
-    patch: int = 0,
 ) -> Footage:
-    """Rendered clips for the codec; with flow on a grid of `patch` pixels unless that is 0."""
+    """Rendered clips for the codec, with flow if it needs that; `source` as `clips_of`."""
     folder.mkdir(parents=True, exist_ok=True)
+    patch = _flow_patch(model)
     parts = range(-(-clips // SHARD))
     paths = [folder / f"frames-{p:05d}.npz" for p in parts]
     tasks = [
-        (path, geometry, seed, p, SHARD, frames, source, patch)
-        for p, path in zip(parts, paths, strict=True)
-        if not path.exists()
+        (path, model, seed, p, SHARD, frames, source) for p, path in zip(parts, paths, strict=True) if not path.exists()
     ]
     in_processes(_frames_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
     pictures: np.ndarray | None = None

@@ -14,17 +14,17 @@ from streamavatar.training.trainer import TrainConfig
 def people() -> Recipe:
     """Every stage of the paper at 12 M parameters.
 
-    Latents say how the reference picture moves (`models.codec.flow`). They have 8x8 cells, 16 tokens, so that two cores
-    can train the transformer, and 96 channels, since cells are large. Clips are whole dialogues of 3.5 s, whose first
-    frame is a neutral reference, since many people teach more than long clips; where there are fewer than `clips`, they
-    come again changed (`data.augment`). Lips move little beside heads, so the mouth counts much. docs/results.md says
-    how far this has been trained.
+    Latents say how the reference picture moves (`models.codec.flow`), within a window of 160x160 pixels on the face.
+    They have 8x8 cells, 16 tokens, so that two cores can train the transformer, and 96 channels. Clips are whole
+    dialogues of 3.5 s, whose first frame is a neutral reference, since many people teach more than long clips; where
+    there are fewer than `clips`, they come again changed (`data.augment`). docs/results.md says how far this has been
+    trained.
     """
     channels = 96
     model = ModelConfig(
         name="people-256",
         geometry=Geometry(height=256, width=256, spatial_stride=32, latent_channels=channels),
-        codec=FlowCodecConfig(),
+        codec=FlowCodecConfig(appearance=24, flow=24, widths=(128, 96, 64), window=(48, 56, 160, 160), face=(128, 127)),
         transformer=TransformerConfig(
             dim=256,
             ffn_dim=1024,
@@ -48,13 +48,13 @@ def people() -> Recipe:
             steps=200, batch=8, lr=2e-5, betas=(0.0, 0.99), weight_decay=0.0, warmup=20, save_every=20
         ),
         refinement=AdversarialConfig(width=256),
-        teaching=TeachingConfig(mouth=25.0),
+        teaching=TeachingConfig(mouth=8.0),
         latents=22,
         window=13,
         dialogues=64,
         varied_speech=True,
         codec_clips=256,
-        clips=1536,
+        clips=2048,
         pairs=512,
         solver_steps=16,
     )

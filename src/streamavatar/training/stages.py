@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from streamavatar.config import FlowCodecConfig, ModelConfig
+from streamavatar.config import ModelConfig
 from streamavatar.data.latents import LatentSet
 from streamavatar.data.prepare import Footage, make_frames, make_latents, make_speech
 from streamavatar.errors import UserError
@@ -295,17 +295,15 @@ def audio_stage(run: Run) -> None:
 
 def _footage(run: Run) -> Footage:
     recipe = run.recipe
-    codec = recipe.model.codec
     return make_frames(
         run.folder / "linear" / "frames",
-        recipe.model.geometry,
+        recipe.model,
         seed=seed_for(recipe.seed, "codec"),
         clips=recipe.codec_clips,
         frames=recipe.frames,
         workers=recipe.workers,
         tell=run.tell("frames"),
         source=recipe.source,
-        patch=codec.patch(recipe.model.geometry) if isinstance(codec, FlowCodecConfig) else 0,
     )
 
 
@@ -320,7 +318,7 @@ def linear_stage(run: Run) -> None:
 
 
 def decoder_stage(run: Run) -> None:
-    """Train the codec's decoder, and what it is trained with."""
+    """Train the codec's decoder."""
     model = run.build("linear")
     if run.recipe.decoder is not None:
         run.train(decoder_method(model.codec, run.prepared(partial(_footage, run))), run.recipe.decoder, "decoder")
@@ -340,7 +338,7 @@ def clips_stage(run: Run) -> None:
         source = Path(recipe.start)
         run.build()  # refuses a folder of other sizes
     else:
-        run.build("audio", "codec").save(source, torch.float32)
+        run.build("audio", "linear").save(source, torch.float32)
     make_latents(
         run.folder / "clips",
         source,
@@ -355,7 +353,7 @@ def clips_stage(run: Run) -> None:
 
 def teacher_stage(run: Run) -> None:
     """Train the bidirectional teacher."""
-    recipe, model = run.recipe, run.build("audio", "codec")
+    recipe, model = run.recipe, run.build("audio", "linear")
     if recipe.model.transformer.reference_channels:
         model.transformer.reference_scale.copy_(model.codec.spread / model.codec.scale)
     run.keep(_teach(run, model, recipe.teaching, recipe.teacher, "teacher"), "teacher")
@@ -441,6 +439,7 @@ def adversarial_stage(run: Run) -> None:
 def export_stage(run: Run) -> None:
     """Write the model folder that run time loads, with a card that says how it was made."""
     model = merge(run.onto(run.base(), run.newest_student()))
+    run.restore(model.codec, "codec")
     model.save(run.folder / "model")
     card = {
         "name": run.recipe.model.name,
@@ -475,14 +474,14 @@ class Stage:
 STAGES = {
     "audio": Stage(audio_stage, (), ("start", "audio", "dialogues", "dialogue_seconds", "varied_speech"), shared=True),
     "linear": Stage(linear_stage, (), ("start", "codec_clips", "latents", "data")),
+    "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents", "data")),
     "decoder": Stage(decoder_stage, ("linear",), ("decoder",), shared=True),
-    "clips": Stage(clips_stage, ("audio", "decoder"), ("clips", "latents", "data")),
     "teacher": Stage(teacher_stage, ("clips",), ("start", "teacher", "teaching", "lora", "window"), shared=True),
     "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "causal", "window", "solver_steps", "guidance"), shared=True),
     "student": Stage(student_stage, ("pairs",), ("student",), shared=True),
     "sid": Stage(sid_stage, ("student",), ("sid", "distillation"), shared=True),
     "adversarial": Stage(adversarial_stage, ("sid", "clips"), ("adversarial", "refinement"), shared=True),
-    "export": Stage(export_stage, ("adversarial",)),
+    "export": Stage(export_stage, ("adversarial", "decoder")),
 }
 
 

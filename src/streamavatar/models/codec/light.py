@@ -107,24 +107,21 @@ class DetailBranch(nn.Module):
         return flow.unflatten(1, (self.frames, 2)), torch.sigmoid(paint[:, :, 3:]), paint[:, :, :3]
 
 
-def warp(picture: Tensor, flow: Tensor, corner: Tensor | None = None) -> Tensor:
+def warp(picture: Tensor, flow: Tensor) -> Tensor:
     """Move pictures: out(x, y) = picture(x + flow_x, y + flow_y), bilinear, edges repeated.
 
     Args:
         picture: [N, C, H, W].
-        flow: pixels, [N, F, 2, h, w]; of a whole picture, or of a part.
-        corner: right and down, where in the picture the part begins, [N, 2].
+        flow: pixels, [N, F, 2, H, W].
 
     Returns:
-        [N, F, C, h, w].
+        [N, F, C, H, W].
     """
     height, width = flow.shape[-2:]
-    if corner is not None:
-        flow = flow + corner[:, None, :, None, None]
     rows = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None]
     columns = torch.arange(width, device=flow.device, dtype=flow.dtype)[None]
-    x = (2 * (flow[:, :, 0] + columns) + 1) / picture.shape[-1] - 1
-    y = (2 * (flow[:, :, 1] + rows) + 1) / picture.shape[-2] - 1
+    x = (2 * (flow[:, :, 0] + columns) + 1) / width - 1
+    y = (2 * (flow[:, :, 1] + rows) + 1) / height - 1
     # Frames are stacked along the height of one sampling grid, so that the picture need not be copied per frame.
     grid = torch.stack((x, y), dim=-1).flatten(1, 2)
     moved = functional.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -1,8 +1,8 @@
 """Codec training: closed-form linear maps, then a convolutional decoder around them.
 
-The maps are principal components of space-time blocks: of the motion of pixels (`fit_linear`), or of optical flow
-(`fit_flow`), beside which an encoder of what flow leaves is trained with the decoder. A third of the blocks are drawn
-from around mouths, where most of what matters happens in few pixels.
+The maps are principal components of space-time blocks: of the motion of pixels (`fit_linear`), or of optical flow and
+of what it leaves unexplained (`fit_flow`). A third of the blocks are drawn from around mouths, where most of what
+matters happens in few pixels.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ from torch.nn import functional
 
 from streamavatar.data.prepare import Footage
 from streamavatar.draws import Draws
-from streamavatar.models.codec.flow import Crop, FlowCodec
+from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.models.codec.light import LightCodec
 from streamavatar.training.trainer import Method
 
 MOUTH, LEFT = 8, 4
 """How much more a pixel counts that the mouth covers, and at most one that is hard."""
-SMALL = 0.003
-"""Weight of the learnt channels' mean square, against which small errors (`_disturbed`) hold them at about 1."""
-CROP, MARGIN = 24, 2
-"""Cells of the flow's grid that are decoded at once, each way, and those at its rim that see too little to count."""
 
 
 def to_unit(frames: np.ndarray | Tensor) -> Tensor:
@@ -108,7 +104,7 @@ def fit_scale(codec: LightCodec, clips: np.ndarray) -> None:
 def fit_flow(
     codec: FlowCodec, footage: Footage, *, mouth_share: float = 0.35, latents: int = 12, seed: int = 0
 ) -> None:
-    """Fit the maps of a flow codec and the latents' scale.
+    """Fit the maps of a flow codec, one group of channels after the other, and the latents' scale.
 
     Args:
         codec: changed in place.
@@ -122,32 +118,36 @@ def fit_flow(
     codec.look_mean.copy_(looks.mean(0))
     codec.look_map.copy_(_components((looks - codec.look_mean).t() @ (looks - codec.look_mean), codec.looks))
 
-    def some(clip: int) -> tuple[Tensor, Tensor]:
-        """Flow and mouths of some latents of a clip."""
+    def some(clip: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures, flow and mouths of some latents of a clip, the reference first."""
         count = footage.mouths.shape[1]
         chosen = 1 + torch.randperm(count - 1, generator=generator)[:latents].sort().values
-        frames = [f for k in chosen.tolist() for f in codec.geometry.latent_frames(k)]
+        frames = [0, *(f for k in chosen.tolist() for f in codec.geometry.latent_frames(k))]
         assert footage.flows is not None
-        return torch.from_numpy(footage.flows[clip][:, frames]).float()[None], footage.mouths[clip][chosen]
+        flow = torch.from_numpy(footage.flows[clip][:, frames]).float()
+        return to_unit(footage.frames[clip][frames])[None], flow[None], footage.mouths[clip][chosen]
 
-    flows = torch.zeros(codec.flow_map.shape[1], codec.flow_map.shape[1])
+    flows, rests = (torch.zeros(size, size) for size in (codec.flow_map.shape[1], codec.rest_map.shape[1]))
     for clip in range(len(footage.frames)):
-        flow, mouth = some(clip)
-        rows = codec.flows_of(flow).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
+        _, flow, mouth = some(clip)
+        rows = codec.flows_of(flow[:, :, 1:]).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
         flows += rows.t() @ rows
     codec.flow_map.copy_(_components(flows, codec.flows))
+    for clip in range(len(footage.frames)):
+        pictures, flow, mouth = some(clip)
+        unexplained = codec.unexplained(pictures, flow).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
+        rests += unexplained.t() @ unexplained
+    codec.rest_map.copy_(_components(rests, len(codec.rest_map)))
 
-    looks = (looks - codec.look_mean) @ codec.look_map.t()
-    moves = torch.cat(
-        [(codec.flows_of(some(clip)[0]) @ codec.flow_map.t()).flatten(0, 3) for clip in range(len(footage.frames))]
-    )
-    look, move = (found.square().mean(0).sqrt().clamp_min(1e-6) for found in (looks, moves))
-    codec.spread.fill_(1)
-    codec.spread[: codec.looks + codec.flows] = torch.cat((look, move))
-    codec.scale.copy_(codec.spread)
-    # Appearance is given, never made. Flow: half-way between even channels and their own spread, see `fit_scale`. The
-    # rest is learnt in the scale that it shall have.
-    codec.scale[codec.looks : codec.looks + codec.flows] = (move * move.square().mean().sqrt()).sqrt()
+    codec.scale.fill_(1)
+    found = [codec.encode(pictures, flow) for pictures, flow, _ in map(some, range(len(footage.frames)))]
+    latents_found = torch.cat(found)
+    spread = latents_found.square().mean((0, 2, 3, 4)).sqrt().clamp_min(1e-6)
+    groups = spread.split((codec.looks, codec.flows, len(codec.rest_map)))
+    # Appearance is given, never made. The others: half-way between even channels and their own spread, see `fit_scale`.
+    scale = [groups[0], *((group * group.square().mean().sqrt()).sqrt() for group in groups[1:])]
+    codec.scale.copy_(torch.cat(scale))
+    codec.spread.copy_(spread)
 
 
 def _components(covariance: Tensor, count: int) -> Tensor:
@@ -204,10 +204,7 @@ class DecoderMethod(Method):
 
 
 class FlowDecoderMethod(Method):
-    """The branch of a flow codec and the encoder of the rest, on short pieces of clips; the maps stay as fitted.
-
-    Nine tenths of the branch's work is at the full resolution, most of which is a wall that moves as a whole. So only a
-    part of each picture is decoded, drawn from where the mouth is and where flow leaves the most to do.
+    """The branch of a flow codec, on short pieces of clips; the maps stay as fitted.
 
     Args:
         codec: with its maps fitted.
@@ -218,79 +215,45 @@ class FlowDecoderMethod(Method):
     def __init__(self, codec: FlowCodec, footage: Footage, latents: int = 3) -> None:
         assert footage.flows is not None
         codec.requires_grad_(False)
-        for part in (codec.detail, codec.rest):
-            part.requires_grad_(True)
+        codec.detail.requires_grad_(True)
         self.module: nn.Module = codec
         self.codec, self.latents, self.footage, self.flows = codec, latents, footage, footage.flows
-        self._weights: dict[int, Tensor] = {}
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
-        codec, count, stride = self.codec, self.latents, self.codec.geometry.temporal_stride
-        device = codec.scale.device
-        clip = draws.randint(0, len(self.footage.frames), batch).tolist()
-        # A latent more than is decoded, since the decoder sees the one before; at a clip's start that is the reference.
-        first = draws.randint(1, codec.geometry.latents_of(self.footage.frames.shape[1]) - count, batch).tolist()
-        later = [int(k > 1) for k in first]
-        picks = []
-        for c, k in zip(clip, first, strict=True):
-            start = codec.geometry.latent_frames(k)[0]
-            picks.append((c, [0, *range(start, start + (1 + count) * stride)]))
-        frames = torch.stack([to_unit(self.footage.frames[c, span]) for c, span in picks]).to(device)
-        flow = torch.stack([torch.from_numpy(self.flows[c][:, span]).float() for c, span in picks]).to(device)
-        weight = torch.stack(
-            [self._weight(c)[k + s - 1 : k + s - 1 + count] for c, k, s in zip(clip, first, later, strict=True)]
-        )
-        crop = self._crop(weight.mean(1), draws)
-        z = codec.encode(frames, flow)
-        size = z[:, codec.looks + codec.flows :, 1:].square().mean()
-        with torch.autocast(device.type, enabled=False):
-            z = torch.cat((z[:, :, :1], _disturbed(z[:, :, 1:], draws)), dim=2)
-            _, state = codec.open(frames[:, :, 0])
-        before = torch.stack([x[:, s] for x, s in zip(z, later, strict=True)])
-        pieces = torch.stack([x[:, 1 + s : 1 + s + count] for x, s in zip(z, later, strict=True)])
-        shown = [slice(1 + s * stride, 1 + (s + count) * stride) for s in later]
-        target = torch.stack([x[:, span] for x, span in zip(frames, shown, strict=True)])
-        out, _ = codec.decode(pieces, replace(state, previous=before), crop)
-        weight = (crop.of(weight) * self._inner(crop)[:, None]).repeat_interleave(stride, dim=1)
-        weight = functional.interpolate(weight, scale_factor=codec.patch)[:, None]
-        losses = _compared(out - crop.of(target, codec.patch), weight)
-        return {**losses, "loss": losses["loss"] + SMALL * size, "rest": size.detach()}
+        geometry, frames, count = self.codec.geometry, self.footage.frames, self.latents
+        clip = draws.randint(0, len(frames), batch).tolist()
+        first = draws.randint(1, geometry.latents_of(frames.shape[1]) - count + 1, batch).tolist()
+        seen = [self._latents_and_weight(c) for c in clip]
+        z = torch.stack([x[:, k - 1 : k + count].float() for (x, _), k in zip(seen, first, strict=True)])
+        weight = torch.stack([w[k - 1 : k - 1 + count].float() for (_, w), k in zip(seen, first, strict=True)])
+        spans = [slice(f := geometry.latent_frames(k)[0], f + count * geometry.temporal_stride) for k in first]
+        pictures = to_unit(np.stack([frames[c, 0] for c in clip])[:, None])[:, :, 0].to(z.device)
+        target = torch.stack([to_unit(frames[c, s]) for c, s in zip(clip, spans, strict=True)]).to(z.device)
+        with torch.autocast(z.device.type, enabled=False):
+            z = _disturbed(z, draws)
+            _, state = self.codec.open(pictures)
+        out, _ = self.codec.decode(z[:, :, 1:], replace(state, previous=z[:, :, 0]))
+        weight = weight.repeat_interleave(geometry.temporal_stride, dim=1)
+        return _compared(out - target, functional.interpolate(weight, scale_factor=self.codec.patch)[:, None])
 
     @torch.no_grad()
-    def _weight(self, clip: int) -> Tensor:
-        """How much each cell of the flow's grid counts in the latents of a clip, [T - 1, H/p, W/p]."""
-        if clip not in self._weights:
+    def _latents_and_weight(self, clip: int) -> tuple[Tensor, Tensor]:
+        """A clip's latents [C, T, h, w], and how much each cell of the flow's grid counts [T - 1, H/p, W/p]."""
+        if clip not in self._seen:
             device = self.codec.scale.device
             frames = to_unit(self.footage.frames[clip])[None].to(device)
             with torch.autocast(device.type, enabled=False):
-                flow = torch.from_numpy(self.flows[clip][None, :, 1:]).to(device).float()
-                easy = self.codec.carried(frames[:, :, 0], flow)
+                z = self.codec.encode(frames, torch.from_numpy(self.flows[clip]).to(device).float()[None])
+                easy = self.codec.without_branch(z[:, :, 1:], frames[:, :, 0])
             left = functional.avg_pool2d((frames[:, :, 1:] - easy).abs().mean(1), self.codec.patch)
             left = left[0].unflatten(0, (-1, self.codec.geometry.temporal_stride)).mean(1)
-            mouth = functional.interpolate(self.footage.mouths[clip][None, 1:].to(left), size=left.shape[-2:])[0]
+            mouth = self.footage.mouths[clip][1:].to(left)
+            mouth = functional.interpolate(mouth[None], size=left.shape[-2:])[0]
             # What is easy leaves little; what is not (an open mouth, a lid, a hand) is little and counts more.
-            self._weights[clip] = 1 + MOUTH * mouth + LEFT * (6 * left).clamp_max(1)
-        return self._weights[clip]
-
-    def _crop(self, weight: Tensor, draws: Draws) -> Crop:
-        """Parts around cells that are drawn by their weight [B, H, W]."""
-        height, width = weight.shape[-2:]
-        size = min(CROP, height, width)
-        sums = weight.flatten(1).double().cumsum(1)
-        cell = torch.searchsorted(sums, draws.rand(len(weight), 1).to(sums) * sums[:, -1:])[:, 0]
-        centre = torch.stack((cell % width, cell.div(width, rounding_mode="floor")), dim=1)
-        room = torch.tensor((width, height), device=cell.device) - size
-        return Crop((centre - size // 2).clamp_min(0).minimum(room), size)
-
-    def _inner(self, crop: Crop) -> Tensor:
-        """1 for cells [B, size, size] whose surroundings are in the part, or beyond the picture's edge."""
-        geometry, cells = self.codec.geometry, torch.arange(crop.size, device=crop.corner.device)
-        inner = []
-        for axis, length in enumerate((geometry.width, geometry.height)):
-            corner = crop.corner[:, axis, None]
-            whole = length // self.codec.patch - crop.size
-            inner.append(((cells >= MARGIN) | (corner == 0)) & ((cells < crop.size - MARGIN) | (corner == whole)))
-        return (inner[1][:, :, None] & inner[0][:, None]).float()
+            weight = 1 + MOUTH * mouth + LEFT * (6 * left).clamp_max(1)
+            self._seen[clip] = z[0].half(), weight.half()
+        return self._seen[clip]
 
 
 def _disturbed(z: Tensor, draws: Draws) -> Tensor:
