@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from instruments import Frames, decode, round_trip
 from streamavatar.avatar import Avatar
-from streamavatar.config import FORMAT, ModelConfig
+from streamavatar.config import FORMAT, FlowCodecConfig, ModelConfig
+from streamavatar.data.augment import in_place
 from streamavatar.data.latents import LatentSet
 from streamavatar.data.prepare import clip_latents
 from streamavatar.data.reader import ShardSet, Window, held_out
@@ -49,16 +50,17 @@ class HeldOut:
         folder: of shards.
         trained_on: the run's own folder of shards; clips of people that training has seen are left out.
         limit: most clips.
-        stride: frames per latent; clips are cut to whole latents after the reference.
+        model: clips are cut to whole latents after the reference, and faces are put where its codec wants them.
 
     Raises:
         UserError: nobody is left, or the folder is no good.
     """
 
-    def __init__(self, folder: Path, trained_on: Path | None, limit: int | None, stride: int) -> None:
-        self.shards, self.stride = ShardSet(folder), stride
+    def __init__(self, folder: Path, trained_on: Path | None, limit: int | None, model: ModelConfig) -> None:
+        self.shards, self.stride = ShardSet(folder), model.geometry.temporal_stride
+        self.face = model.codec.face if isinstance(model.codec, FlowCodecConfig) else ()
         manifest = read_manifest(folder)
-        self.digest = "".join(manifest[name]["sha256"] for name in sorted(manifest))
+        self.digest = "".join((*(manifest[name]["sha256"] for name in sorted(manifest)), str(self.face or "")))
         seen: set[str] = set()
         if trained_on is not None:
             clips = (clip for line in read_manifest(trained_on).values() for clip in line["clips"])
@@ -71,7 +73,8 @@ class HeldOut:
     def _window(self, index: int) -> Window:
         """Frames 0 .. 4n of a clip, and `AFTER` more."""
         entry = self.entries[index]
-        return self.shards.window(entry, 0, self.length(entry) + 1 + AFTER)
+        window = self.shards.window(entry, 0, self.length(entry) + 1 + AFTER)
+        return in_place(window, self.face) if self.face else window
 
     def performance(self, index: int) -> Performance:
         """True motion of a whole clip, without decoding its pictures."""

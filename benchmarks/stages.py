@@ -402,7 +402,7 @@ def main() -> None:
         run.recipe["guidance"] if args.guidance is None else args.guidance,
         args.seed,
     )
-    clips = HeldOut(args.shards, run.data, args.clips, run.config.geometry.temporal_stride)
+    clips = HeldOut(args.shards, run.data, args.clips, run.config)
     videos = Videos(clips, run, settings, args.out, args)
     try:
         report = measure(videos, rows, args)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from streamavatar.config import ModelConfig
-from streamavatar.data.augment import augmented
+from streamavatar.config import FlowCodecConfig, ModelConfig
+from streamavatar.data.augment import augmented, in_place
 from streamavatar.data.latents import LatentSet
-from streamavatar.data.prepare import clips_of
+from streamavatar.data.prepare import clips_of, mouth_cells
 from streamavatar.data.produce import produce
 from streamavatar.data.reader import ShardSet, WindowOrder
 from streamavatar.errors import UserError
@@ -27,7 +27,7 @@ from streamavatar.training.stages import STAGES, Recipe, Run
 from streamavatar.training.trainer import TrainConfig
 
 SHORT = TrainConfig(steps=4, batch=2, warmup=1, save_every=2, log_every=2)
-GIVEN, MADE = ["audio", "linear", "decoder", "clips"], ["teacher", "pairs", "student", "export"]
+GIVEN, MADE = ["audio", "linear", "clips", "decoder"], ["teacher", "pairs", "student", "export"]
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_training_goes_on_from_a_model_folder(
     start = tmp_path / "first" / "model"
     onward = replace(recipe, start=str(start), teacher=replace(SHORT, steps=0, save_every=1))
     run = Run(onward, tmp_path / "second", quiet)
-    for part in ("audio", "codec"):
+    for part in ("audio", "linear"):
         shutil.copy(first.weights(part), run.weights(part))
     make_clips(recipe.model).save(run.folder / "clips" / "clips-00000.safetensors")
     for stage in GIVEN:
@@ -164,20 +164,41 @@ def test_training_goes_on_from_a_model_folder(
         Run(replace(onward, model=wider), tmp_path / "third", quiet).build()
 
 
-def test_clips_that_come_again_are_mirrored_and_changed(tmp_path: Path) -> None:
-    size = 64
-    produce(Puppets(0, size, frames=30, tones=True), tmp_path, hours=0.001, workers=1, tell=lambda done, total: None)
-    geometry = Geometry(height=size, width=size)
-    length, shards = 13, ShardSet(tmp_path, "train")
-    order = WindowOrder(shards.entries, length + AFTER, 0)
-    first, second = (next(clips_of(0, shard, len(order), length, geometry, tmp_path)) for shard in (0, 1))
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    produce(Puppets(0, 64, frames=30, tones=True), folder, hours=0.001, workers=1, tell=lambda done, total: None)
+    return folder
+
+
+def test_clips_that_come_again_are_mirrored_and_changed(shards: Path) -> None:
+    model = ModelConfig(geometry=Geometry(height=64, width=64))
+    length, found = 13, ShardSet(shards, "train")
+    order = WindowOrder(found.entries, length + AFTER, 0)
+    first, second = (next(clips_of(0, shard, len(order), length, model, shards)) for shard in (0, 1))
     assert first.frames.shape == second.frames.shape
     entry, draw = order.at(1, 0)
-    plain = shards.random_window(entry, length + AFTER, draw)
+    plain = found.random_window(entry, length + AFTER, draw)
     expected = augmented(plain, np.random.default_rng(draw), mirrored=True)
     np.testing.assert_array_equal(second.frames, expected.frames)
     np.testing.assert_array_equal(second.landmarks["mouth"], expected.landmarks["mouth"])
     assert np.array_equal(second.agent, plain.agent)
+
+
+def test_clips_are_cut_to_the_window_of_a_codec(shards: Path) -> None:
+    codec = FlowCodecConfig(appearance=6, flow=10, widths=(8, 8), window=(16, 8, 32, 32), face=(30, 20))
+    geometry = Geometry(height=64, width=64, spatial_stride=16)
+    model = ModelConfig(geometry=geometry, codec=codec)
+    length, found = 13, ShardSet(shards, "train")
+    order = WindowOrder(found.entries, length + AFTER, 0)
+    first, again = (next(clips_of(0, shard, len(order), length, model, shards)) for shard in (0, 1))
+    assert first.frames.shape == again.frames.shape == (length + AFTER, 32, 32, 3)
+    entry, draw = order.at(0, 0)
+    whole = in_place(found.random_window(entry, length + AFTER, draw), codec.face, np.random.default_rng(draw))
+    np.testing.assert_array_equal(first.frames, whole.frames[:, 8:40, 16:48])
+    np.testing.assert_array_equal(first.landmarks["mouth"], whole.landmarks["mouth"] - (16, 8, 16, 8))
+    cells = mouth_cells(np.array([[8.0, 16, 24, 20]]), geometry, codec.cell(geometry))
+    assert cells.tolist() == [[[0] * 4, [0] * 4, [0, 0.5, 0.5, 0], [0] * 4]]
 
 
 def test_stages_read_shards(recipe: Recipe, tmp_path: Path) -> None:
@@ -190,7 +211,7 @@ def test_stages_read_shards(recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
     run.keep(AvatarModel(square).audio.encoder, "audio")
     run.mark("audio")
-    run.run(["linear", "decoder", "clips"])
+    run.run(["linear", "clips"])
     clips = LatentSet.load(tmp_path / "run" / "clips")
     assert clips.latents.shape[2:] == (recipe.latents, 4, 4)
     assert clips.mouth.amax() > 0.1

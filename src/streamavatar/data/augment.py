@@ -22,9 +22,7 @@ NEARER = 1.2
 borders."""
 ASIDE, ZOOMS = 6, (0.93, 1.1)
 """Of faces that have a place: how many pixels they may be from it, each way, and how much smaller or larger."""
-MOUTH, POINTS = "landmarks.mouth", "landmarks.face_points"
-EYES, LIPS = slice(36, 48), slice(48, 60)
-"""Of the 68 points."""
+MOUTH, EYES = "landmarks.mouth", ("landmarks.eye_left", "landmarks.eye_right")
 
 
 def in_place(window: Window, face: Sequence[int], rng: np.random.Generator | None = None) -> Window:
@@ -61,8 +59,8 @@ def augmented(window: Window, rng: np.random.Generator, *, mirrored: bool, face:
 
 def _face(window: Window) -> NDArray[np.float64]:
     """The middle between eyes and mouth of the first frame, right and down in pixels."""
-    points = window.truth[POINTS][0].astype(np.float64)
-    return np.asarray((points[EYES].mean(0) + points[LIPS].mean(0)) / 2)
+    mouth, *eyes = (window.truth[name][0].astype(np.float64).reshape(2, 2).mean(0) for name in (MOUTH, *EYES))
+    return np.asarray((mouth + (eyes[0] + eyes[1]) / 2) / 2)
 
 
 def _turned(window: Window, turn: NDArray[np.float64]) -> Window:

@@ -54,7 +54,7 @@ def people() -> Recipe:
         dialogues=64,
         varied_speech=True,
         codec_clips=256,
-        clips=2048,
+        clips=1536,
         pairs=512,
         solver_steps=16,
     )

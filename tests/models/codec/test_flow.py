@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from streamavatar.data.flow import flow_to_reference
 from streamavatar.data.prepare import Footage
 from streamavatar.draws import Draws
 from streamavatar.geometry import Geometry
-from streamavatar.models.codec.flow import Crop, FlowCodec
+from streamavatar.models.codec.flow import RIM, FlowCodec
 from streamavatar.training.methods.codec import FlowDecoderMethod, fit_flow, to_unit
 
 SIZE, LATENTS = 64, 6
@@ -83,15 +85,15 @@ def test_flow_says_where_pixels_come_from() -> None:
 
 
 def test_the_maps_alone_follow_an_unseen_clip(fitted: FlowCodec) -> None:
-    frames = swaying(20)
-    clip, latents = encoded(fitted, frames)
+    clip, latents = encoded(fitted, swaying(20))
     _, state = fitted.open(clip[:, :, 0])
     made, _ = fitted.decode(latents[:, :, 1:], state)
     error = (made - clip[:, :, 1:]).square().mean()
     still = (clip[:, :, :1] - clip[:, :, 1:]).square().mean()
-    assert error < 0.3 * still
-    flow = flow_to_reference(frames, fitted.patch)[None, :, 1:]
-    torch.testing.assert_close(fitted.carried(clip[:, :, 0], flow), made, atol=ROUNDING, rtol=0)
+    assert error < 0.15 * still
+    without = latents.clone()
+    without[:, fitted.looks + fitted.flows :] = 0
+    assert error < 0.9 * (fitted.decode(without[:, :, 1:], state)[0] - clip[:, :, 1:]).square().mean()
 
 
 def test_a_reference_has_appearance_alone_and_shows_itself(fitted: FlowCodec) -> None:
@@ -108,8 +110,8 @@ def test_a_reference_has_appearance_alone_and_shows_itself(fitted: FlowCodec) ->
 
 def test_channels_are_of_one_order(fitted: FlowCodec, footage: Footage) -> None:
     latents = torch.cat([encoded(fitted, clip)[1] for clip in footage.frames])
-    looks, flows, _ = latents.square().mean((0, 2, 3, 4)).sqrt().split((6, 10, 8))
-    assert all(0.3 < float(group.square().mean().sqrt()) < 1.5 for group in (looks, flows))
+    groups = latents.square().mean((0, 2, 3, 4)).sqrt().split((6, 10, 8))
+    assert all(0.3 < float(group.square().mean().sqrt()) < 1.5 for group in groups)
 
 
 def test_a_clip_needs_its_flow(fitted: FlowCodec) -> None:
@@ -138,58 +140,68 @@ def test_sessions_side_by_side_equal_single_ones(busy: FlowCodec) -> None:
         torch.testing.assert_close(alone, both[one], atol=ROUNDING, rtol=0)
 
 
-def test_a_part_is_that_part_of_the_whole(busy: FlowCodec) -> None:
-    """Where the branch sees as much: its last convolutions reach four cells beyond a part's borders."""
-    clips, latents = (torch.cat(x) for x in zip(*(encoded(busy, swaying(s)) for s in (25, 26)), strict=True))
-    _, state = busy.open(clips[:, :, 0])
-    whole, _ = busy.decode(latents[:, :, 1:], state)
-    crop = Crop(torch.tensor([[2, 6], [5, 0]]), 10)
-    part, _ = busy.decode(latents[:, :, 1:], state, crop)
-    assert part.shape == (2, 3, 4 * LATENTS, 10 * busy.patch, 10 * busy.patch)
-    rim = 4 * busy.patch
-    inner = (..., slice(rim, -rim), slice(rim, -rim))
-    torch.testing.assert_close(part[inner], crop.of(whole, busy.patch)[inner], atol=ROUNDING, rtol=0)
-    assert not torch.allclose(part[0], part[1])
+WIDE = Geometry(height=128, width=128, spatial_stride=32, latent_channels=24)
 
 
-def test_parts_are_where_the_mouth_is_and_count_inside_alone(fitted: FlowCodec, footage: Footage) -> None:
-    method = FlowDecoderMethod(fitted, footage)
-    weight = torch.ones(400, 40, 60)
-    weight[:, 10:14, 40:44] = 1e6
-    crop = method._crop(weight, Draws.seeded(0))
-    assert crop.size == 24
-    assert (crop.corner >= torch.tensor([28, 0])).all()
-    assert (crop.corner <= torch.tensor([31, 2])).all()
-    even = method._crop(torch.ones(4000, 40, 60), Draws.seeded(0)).corner
-    assert even.amin(0).tolist() == [0, 0]
-    assert even.amax(0).tolist() == [36, 16]
-    side = SIZE // fitted.patch
-    inner = method._inner(Crop(torch.tensor([[0, 0], [1, side - 9]]), 8))
-    rows, columns = inner[1].any(1), inner[1].any(0)
-    assert inner[0].any(1).tolist() == [True] * 6 + [False] * 2
-    assert rows.tolist() == columns.tolist() == [False] * 2 + [True] * 4 + [False] * 2
+@pytest.fixture(scope="module")
+def windowed(busy: FlowCodec) -> FlowCodec:
+    """The same in a window of larger pictures: 16 pixels from the left, 8 from above."""
+    codec = FlowCodec(replace(CONFIG, window=(16, 8, SIZE, SIZE)), WIDE)
+    codec.load_state_dict(busy.state_dict())
+    return codec.eval().requires_grad_(False)
 
 
-def test_rest_and_branch_learn_what_flow_cannot(fitted: FlowCodec, footage: Footage) -> None:
+def test_a_window_is_decoded_in_its_place(windowed: FlowCodec) -> None:
+    """Whole pictures show in the window what the window alone shows, and stand still at their borders."""
+    frames = swaying(25).repeat(2, axis=1).repeat(2, axis=2)
+    clip = to_unit(frames)[None]
+    flow = flow_to_reference(frames[:, 8:72, 16:80], windowed.patch)[None]
+    latents = windowed.encode(clip, flow)
+    assert torch.equal(latents, windowed.encode(windowed.cut(clip), flow))
+    assert latents.shape[-2:] == (4, 4)
+    reference, state = windowed.open(clip[:, :, 0])
+    assert torch.equal(reference, latents[:, :, :1])
+    whole, _ = windowed.decode(latents[:, :, 1:], state)
+    alone, _ = windowed.decode(latents[:, :, 1:], windowed.open(windowed.cut(clip[:, :, 0]))[1])
+    assert whole.shape[-2:] == (128, 128)
+    assert alone.shape[-2:] == (SIZE, SIZE)
+    # Nothing of the window's outside is seen in its middle, since this clip moves by less than ten pixels.
+    rim = (..., slice(RIM + 10, -RIM - 10), slice(RIM + 10, -RIM - 10))
+    torch.testing.assert_close(windowed.cut(whole)[rim], alone[rim], atol=ROUNDING, rtol=0)
+    moved = (whole - clip[:, :, :1]).abs().amax((0, 1, 2))
+    assert moved[20:40, 30:70].mean() > 0.1
+    edges = torch.cat((moved[0], moved[-1], moved[:, 0], moved[:, -1]))
+    assert edges.max() < 0.1 * moved.max()
+    assert moved[8:72, 12].max() > 0  # beside the window, what moves takes its surroundings along
+
+
+@pytest.mark.parametrize(
+    ("window", "fault"),
+    [((80, 8, 64, 64), "beyond"), ((16, 8, 64, 48), "squares"), ((0, 0, 62, 62), "squares"), ((0, 0, 20), "left, top")],
+)
+def test_windows_that_do_not_fit_are_refused(window: tuple[int, ...], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        ModelConfig(
+            geometry=WIDE,
+            transformer=TransformerConfig(latent_channels=24),
+            codec=replace(CONFIG, window=window),
+        )
+
+
+def test_the_branch_learns_what_the_maps_cannot(fitted: FlowCodec, footage: Footage) -> None:
     codec = FlowCodec(CONFIG, GEOMETRY)
     codec.load_state_dict(fitted.state_dict())
     method = FlowDecoderMethod(codec, footage, latents=2)
-    optimizer = torch.optim.Adam([p for p in codec.parameters() if p.requires_grad], 5e-3)
+    optimizer = torch.optim.Adam(codec.detail.parameters(), 1e-2)
     losses = []
-    for step in range(60):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not step):
+    for _ in range(40):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = method.loss(0, 4, Draws.seeded(0))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[1]
-    clip, latents = encoded(codec, footage.frames[0])
-    _, state = codec.open(clip[:, :, 0])
-    without = latents.clone()
-    without[:, codec.looks + codec.flows :] = 0
-    left = [(codec.decode(z[:, :, 1:], state)[0] - clip[:, :, 1:]).square().mean() for z in (latents, without)]
-    assert left[0] < left[1]
+    assert losses[-1] < 0.85 * losses[0]  # the maps have taken most of it already
 
 
 def test_configurations_that_leave_no_room_are_refused() -> None:
