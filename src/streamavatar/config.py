@@ -167,8 +167,8 @@ class FlowCodecConfig:
     """The codec whose latents are motion: closed-form maps and a streaming convolutional decoder, `models.codec.flow`.
 
     Attributes:
-        appearance, flow: channels of the reference picture and of its motion; the others are for what motion cannot
-            explain.
+        appearance, pose, flow: channels of the reference picture, of the head's motion as a whole (if any) and of all
+            other motion; the others are for what motion cannot explain.
         widths: of the decoder, one stage each; the resolution doubles between them.
         blocks: residual blocks per stage.
         pool: shrinks the pictures that the linear maps see.
@@ -179,6 +179,7 @@ class FlowCodecConfig:
     """
 
     appearance: int = 32
+    pose: int = 0
     flow: int = 40
     widths: tuple[int, ...] = (128, 96, 64, 48)
     blocks: int = 2
@@ -191,6 +192,7 @@ class FlowCodecConfig:
         _require(len(self.widths) >= 2 and min(self.widths) >= 1, "codec: widths are two or more positive numbers")
         for name in ("appearance", "flow", "blocks", "pool"):
             _require(getattr(self, name) >= 1, f"codec: {name} must be at least 1")
+        _require(0 <= self.pose <= 24, "codec: pose has at most six numbers for each of four frames")
         _require(len(self.window) in (0, 4), "codec: a window is left, top, width and height")
         _require(len(self.face) in (0, 2), "codec: a face is at so many pixels to the right and down")
 
@@ -415,8 +417,8 @@ class ModelConfig:
             return
         if isinstance(codec, FlowCodecConfig):
             _require(
-                codec.appearance + codec.flow < g.latent_channels,
-                "model: codec.appearance and codec.flow leave no latent channel for the rest",
+                codec.appearance + codec.pose + codec.flow < g.latent_channels,
+                "model: codec.appearance, pose and flow leave no latent channel for the rest",
             )
             if codec.window:
                 left, top, *size = codec.window

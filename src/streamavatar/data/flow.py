@@ -15,7 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from streamavatar.models.codec.flow import FlowCodec, Motion
+from streamavatar.models.codec.pose import fit_pose
+
 SHRINK = 2
+
+
+def motion_of(frames: NDArray[np.uint8], codec: FlowCodec) -> Motion:
+    """Motion of a clip's windows [F, H, W, 3], as the codec encodes it; a batch of one."""
+    flow = flow_to_reference(frames, codec.patch)
+    if not codec.config.pose:
+        return Motion(torch.zeros(1, len(frames), 2, 3), flow[None])
+    pose = fit_pose(flow)[None]
+    still = codec.steady(torch.from_numpy(frames).movedim(-1, 0)[None].float(), pose)[0]
+    return Motion(pose, flow_to_reference(still.movedim(0, -1).round().byte().numpy(), codec.patch)[None])
 
 
 def flow_to_reference(frames: NDArray[np.uint8], patch: int) -> Tensor:

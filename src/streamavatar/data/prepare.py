@@ -22,7 +22,7 @@ from torch import Tensor
 
 from streamavatar.config import FlowCodecConfig, ModelConfig
 from streamavatar.data.augment import MOUTH, augmented, in_place
-from streamavatar.data.flow import flow_to_reference
+from streamavatar.data.flow import motion_of
 from streamavatar.data.latents import LatentSet, feature_frames
 from streamavatar.data.reader import ShardSet, Window, WindowOrder
 from streamavatar.errors import UserError
@@ -30,7 +30,7 @@ from streamavatar.geometry import Geometry
 from streamavatar.models.audio import AFTER, BEFORE
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.codec.choice import Codec
-from streamavatar.models.codec.flow import FlowCodec
+from streamavatar.models.codec.flow import FlowCodec, Motion
 from streamavatar.seeds import seed_for
 from streamavatar.synth.clips import Clip, clip_stream
 from streamavatar.synth.dialogue import Dialogue, make_dialogue
@@ -108,7 +108,7 @@ def mouth_cells(boxes: np.ndarray, geometry: Geometry, stride: int) -> Tensor:
 def encode_clip(codec: Codec, pixels: Tensor, frames: np.ndarray) -> Tensor:
     """Latents [1, C, T, h, w] of a clip, given in -1..1 [1, 3, F, H, W] and as uint8 [F, H, W, 3]."""
     if isinstance(codec, FlowCodec):
-        return codec.encode(pixels, flow_to_reference(_cut(frames, codec.config, codec.geometry), codec.patch)[None])
+        return codec.encode(pixels, motion_of(_cut(frames, codec.config, codec.geometry), codec))
     return codec.encode(pixels)
 
 
@@ -259,35 +259,30 @@ class Footage:
     Attributes:
         frames: uint8 [N, F, H, W, 3].
         mouths: share of each latent cell that the mouth covers, [N, T, h, w].
-        flows: see `data.flow`, float16 [N, 2, F, H/p, W/p]; None for codecs that need none.
+        motion: of all clips, float16; None for codecs that need none.
     """
 
     frames: np.ndarray
     mouths: Tensor
-    flows: np.ndarray | None = None
+    motion: Motion | None = None
 
 
 def _frames_part(
     path: Path, model: ModelConfig, seed: int, part: int, count: int, frames: int, source: Path | None
 ) -> None:
-    patch = _flow_patch(model)
-    pictures, mouths, flows = [], [], []
+    pictures, mouths, motions = [], [], []
+    codec = FlowCodec(model.codec, model.geometry) if isinstance(model.codec, FlowCodecConfig) else None
     for clip in clips_of(seed, part, count, frames, model, source):
         pictures.append(clip.frames[:frames])
         mouths.append(mouth_cells(clip.landmarks["mouth"][:frames], model.geometry, cell_of(model)).numpy())
-        if patch:
-            flows.append(flow_to_reference(clip.frames[:frames], patch).half().numpy())
+        if codec is not None:
+            motions.append(motion_of(clip.frames[:frames], codec))
     temporary = path.with_suffix(".partial.npz")
     arrays: dict[str, Any] = {"frames": np.stack(pictures), "mouths": np.stack(mouths)}
-    if patch:
-        arrays["flows"] = np.stack(flows)
+    for name in ("pose", "flow") if codec is not None else ():
+        arrays[name] = torch.cat([getattr(motion, name) for motion in motions]).half().numpy()
     np.savez(temporary, **arrays)
     os.replace(temporary, path)
-
-
-def _flow_patch(model: ModelConfig) -> int:
-    """Pixels per cell of the flow's grid; 0 for codecs that need no flow."""
-    return model.codec.patch(model.geometry) if isinstance(model.codec, FlowCodecConfig) else 0
 
 
 def make_frames(
@@ -301,9 +296,8 @@ def make_frames(
     tell: Tell,
     source: Path | None = None,
 ) -> Footage:
-    """Rendered clips for the codec, with flow if it needs that; `source` as `clips_of`."""
+    """Rendered clips for the codec, with their motion if it needs that; `source` as `clips_of`."""
     folder.mkdir(parents=True, exist_ok=True)
-    patch = _flow_patch(model)
     parts = range(-(-clips // SHARD))
     paths = [folder / f"frames-{p:05d}.npz" for p in parts]
     tasks = [
@@ -311,7 +305,7 @@ def make_frames(
     ]
     in_processes(_frames_part, tasks, workers, lambda done: tell(len(paths) - len(tasks) + done, len(paths)))
     pictures: np.ndarray | None = None
-    mouths, flows = [], []
+    mouths, poses, flows = [], [], []
     for part, path in enumerate(paths):  # into one array, since two copies may not fit into the memory
         with np.load(path) as loaded:
             found = loaded["frames"]
@@ -319,9 +313,12 @@ def make_frames(
                 pictures = np.empty((len(paths) * SHARD, *found.shape[1:]), np.uint8)
             pictures[part * SHARD : (part + 1) * SHARD] = found
             mouths.append(loaded["mouths"])
-            flows += [loaded["flows"]] if patch else []
+            if "flow" in loaded:
+                poses.append(loaded["pose"])
+                flows.append(loaded["flow"])
     assert pictures is not None
-    return Footage(pictures, torch.from_numpy(np.concatenate(mouths)), np.concatenate(flows) if patch else None)
+    motion = Motion(*(torch.from_numpy(np.concatenate(x)) for x in (poses, flows))) if flows else None
+    return Footage(pictures, torch.from_numpy(np.concatenate(mouths)), motion)
 
 
 def in_processes(work: Callable[..., None], tasks: list[tuple], workers: int, tell: Callable[[int], None]) -> None:

@@ -24,7 +24,9 @@ def people() -> Recipe:
     model = ModelConfig(
         name="people-256",
         geometry=Geometry(height=256, width=256, spatial_stride=32, latent_channels=channels),
-        codec=FlowCodecConfig(appearance=24, flow=24, widths=(128, 96, 64), window=(48, 56, 160, 160), face=(128, 127)),
+        codec=FlowCodecConfig(
+            appearance=20, pose=16, flow=16, widths=(128, 96, 64), window=(48, 56, 160, 160), face=(128, 127)
+        ),
         transformer=TransformerConfig(
             dim=256,
             ffn_dim=1024,

@@ -1,16 +1,18 @@
 """The codec of the default model: latents that say how the reference picture moves.
 
-A latent has three groups of channels, each a linear map of space-time blocks in closed form (principal components):
+A latent has four groups of channels, each a linear map in closed form (principal components):
 
 - appearance: the reference picture, small; the same in every latent of a clip. It tells the transformer who it moves.
-- flow: where the pixels of the four frames come from in the reference picture, on a coarse grid.
-- rest: what moving the picture cannot explain (teeth, lids, shade), at low resolution.
+- pose: how the head moves as a whole (`models.codec.pose`); the same in every cell.
+- flow: where the pixels of the four frames, had the head not moved, come from in the reference picture; on a coarse
+  grid.
+- rest: what moving the picture cannot explain (teeth, lids, shade), at low resolution, where the unmoved head has it.
 
 Flow is alike for all people, so a small transformer can learn it from few of them, and what is sharp comes from the
 picture itself. The decoder adds a streaming convolutional branch, which sees the latent before and the moved features
 of the reference: it refines the flow, fades what is covered and paints what is new. At its start it does nothing.
 
-Encoding a clip needs its optical flow (`data.flow` estimates it); a reference picture alone needs none, and that is
+Encoding a clip needs its motion (`data.flow` estimates it); a reference picture alone needs none, and that is
 all that run time encodes. The reference latent has appearance, and zeros for the rest.
 
 Latents may be of a window alone (`FlowCodecConfig.window`), where faces are. Training sees nothing else; at run time
@@ -29,11 +31,26 @@ from torch.nn import functional
 from streamavatar.config import FlowCodecConfig
 from streamavatar.geometry import Geometry
 from streamavatar.models.codec.light import ResidualBlock, warp
+from streamavatar.models.codec.pose import NUMBERS, field, steadied
 
 FLOW_CELLS = 2.0
 """Displacement in cells of the flow's grid that the flow head's unit stands for."""
 RIM = 10
 """Pixels inside a window over which new paint fades in, so that no border shows."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How a clip's frames move, see `data.flow`.
+
+    Attributes:
+        pose: the head's affine maps in cells of the flow's grid, [B, 1 + 4 n, 2, 3]; zero for codecs without pose.
+        flow: where each frame's pixels, had the head not moved, come from in frame 0, in cells of the flow's grid,
+            [B, 2, 1 + 4 n, H/p, W/p].
+    """
+
+    pose: Tensor
+    flow: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,7 @@ class FlowCodec(nn.Module):
 
     look_mean: Tensor
     look_map: Tensor
+    pose_map: Tensor
     flow_map: Tensor
     rest_map: Tensor
     scale: Tensor
@@ -114,18 +132,19 @@ class FlowCodec(nn.Module):
         super().__init__()
         self.config, self.geometry = config, geometry
         self.patch, self.part = config.patch(geometry), config.part(geometry)
-        self.looks, self.flows = config.appearance, config.flow
-        rest = geometry.latent_channels - self.looks - self.flows
+        self.looks = config.appearance
+        rest = geometry.latent_channels - self.looks - config.pose - config.flow
+        self.groups = (self.looks, config.pose, config.flow, rest)
         small, time = config.cell(geometry) // config.pool, geometry.temporal_stride
         grid = config.cell(geometry) // self.patch
-        sizes = {"look": (self.looks, 3 * small**2), "flow": (self.flows, 2 * time * grid**2)}
-        sizes["rest"] = (rest, 3 * time * small**2)
-        for name, size in sizes.items():
-            self.register_buffer(f"{name}_map", nn.init.orthogonal_(torch.empty(size)))
+        sizes = {"look": 3 * small**2, "pose": NUMBERS * time, "flow": 2 * time * grid**2, "rest": 3 * time * small**2}
+        for (name, size), count in zip(sizes.items(), self.groups, strict=True):
+            start = torch.empty(count, size)
+            self.register_buffer(f"{name}_map", nn.init.orthogonal_(start) if count else start)
         self.register_buffer("look_mean", torch.zeros(3 * small**2))
         self.register_buffer("scale", torch.ones(geometry.latent_channels))
         self.register_buffer("spread", torch.ones(geometry.latent_channels))
-        self.detail = FlowBranch(config, geometry, 2 * (self.flows + rest) + self.looks)
+        self.detail = FlowBranch(config, geometry, 2 * sum(self.groups[1:]) + self.looks)
 
     # blocks ----------------------------------------------------------------------------------------
 
@@ -178,16 +197,15 @@ class FlowCodec(nn.Module):
 
     # public ----------------------------------------------------------------------------------------
 
-    def encode(self, frames: Tensor, flow: Tensor | None = None) -> Tensor:
+    def encode(self, frames: Tensor, motion: Motion | None = None) -> Tensor:
         """Frames [B, 3, 1 + 4 n, H, W] in -1..1 to latents [B, C, 1 + n, h, w]; frame 0 is the reference picture.
 
         Args:
             frames: windows, or whole pictures.
-            flow: where each frame's pixels come from in frame 0, in cells of the flow's grid,
-                [B, 2, 1 + 4 n, H/p, W/p]; not needed for a single frame.
+            motion: of the frames' windows; not needed for a single frame.
 
         Raises:
-            ValueError: a clip without flow, or of a length that is no whole number of latents.
+            ValueError: a clip without motion, or of a length that is no whole number of latents.
         """
         geometry = self.geometry
         later = geometry.latents_of(frames.shape[2]) - 1
@@ -196,19 +214,40 @@ class FlowCodec(nn.Module):
         still = functional.pad(look, (0, geometry.latent_channels - self.looks))[:, None]
         if not later:
             return self._scaled(still)
-        if flow is None:
-            raise ValueError("a clip is encoded with its optical flow")
-        code = self.flows_of(flow[:, :, 1:]) @ self.flow_map.t()
-        rest = self.unexplained(frames, flow) @ self.rest_map.t()
-        return self._scaled(
-            torch.cat((still, torch.cat((look[:, None].expand(-1, later, -1, -1, -1), code, rest), -1)), 1)
+        if motion is None:
+            raise ValueError("a clip is encoded with its motion")
+        pose = (self.poses_of(motion.pose[:, 1:]) @ self.pose_map.t())[:, :, None, None]
+        flow = self.flows_of(motion.flow[:, :, 1:]) @ self.flow_map.t()
+        rest = self.unexplained(frames, motion) @ self.rest_map.t()
+        cells = flow.shape[:-1]
+        look, pose = (x.expand(*cells, -1) for x in (look[:, None], pose))
+        return self._scaled(torch.cat((still, torch.cat((look, pose, flow, rest), -1)), 1))
+
+    def poses_of(self, pose: Tensor) -> Tensor:
+        """Affine maps [B, 4 n, 2, 3] of the frames after the reference to rows [B, n, 4 * 6]."""
+        return pose.unflatten(1, (-1, self.geometry.temporal_stride)).flatten(2)
+
+    def steady(self, frames: Tensor, pose: Tensor) -> Tensor:
+        """Windows [B, 3, F, H, W] as they would be had the head not moved by the maps [B, F, 2, 3]."""
+        batch, count = pose.shape[:2]
+        still = steadied(frames.transpose(1, 2).flatten(0, 1), self._head(pose).flatten(0, 1))
+        return still.unflatten(0, (batch, count)).transpose(1, 2)
+
+    def _head(self, pose: Tensor) -> Tensor:
+        """Affine maps [N, F, 2, 3] to flow in pixels [N, F, 2, H, W]."""
+        rows, columns = self.part
+        return self._pixels(
+            field(pose, (rows.stop - rows.start) // self.patch, (columns.stop - columns.start) // self.patch)
         )
 
-    def unexplained(self, frames: Tensor, flow: Tensor) -> Tensor:
+    def unexplained(self, frames: Tensor, motion: Motion) -> Tensor:
         """What the latents' flow leaves of windows after the reference, as blocks; arguments as :meth:`encode`."""
-        code = (self.flows_of(flow[:, :, 1:]) @ self.flow_map.t()).flatten(0, 1).movedim(-1, 1)
+        code = (self.flows_of(motion.flow[:, :, 1:]) @ self.flow_map.t()).flatten(0, 1).movedim(-1, 1)
         moves = self._flow(code).unflatten(0, (frames.shape[0], -1)).flatten(1, 2)
-        return self.rests_of(frames[:, :, 1:] - warp(frames[:, :, 0], self._pixels(moves)).transpose(1, 2))
+        later = frames[:, :, 1:]
+        if self.config.pose:
+            later = self.steady(later, motion.pose[:, 1:])
+        return self.rests_of(later - warp(frames[:, :, 0], self._pixels(moves)).transpose(1, 2))
 
     def _scaled(self, code: Tensor) -> Tensor:
         return (code / self.scale).permute(0, 4, 1, 2, 3).contiguous()
@@ -229,16 +268,31 @@ class FlowCodec(nn.Module):
         before = torch.cat((state.previous[:, :, None].float(), latents[:, :, :-1]), dim=2)
         look = state.reference[:, : self.looks, None].float().expand(-1, -1, count, -1, -1)
         motion = torch.cat((latents[:, self.looks :], before[:, self.looks :], look), dim=1)
-        flow, rest = self._linear(latents)
+        pose, flow, rest = self._linear(latents)
         features, picture = (x.repeat_interleave(count, dim=0) for x in (state.features, state.picture))
         seen = warp(features.float(), flow.mean(1, keepdim=True))[:, 0]
         change, gain, paint = self.detail(motion.transpose(1, 2).flatten(0, 1), seen)
-        flow, paint = self._pixels(flow + change), gain * rest + paint
-        if picture.shape[-2:] != flow.shape[-2:]:
-            flow, gain, paint = self._around(flow), 1 + self._around(gain - 1, RIM), self._around(paint, RIM)
-        frames = gain * warp(picture, flow) + paint
+        frames = self._shown(picture, pose, flow + change, gain, gain * rest + paint)
         frames = frames.unflatten(0, (batch, count)).flatten(1, 2).transpose(1, 2)
         return frames.clamp(-1, 1), replace(state, previous=latents[:, :, -1])
+
+    def _shown(self, picture: Tensor, pose: Tensor | None, flow: Tensor, gain: Tensor, paint: Tensor) -> Tensor:
+        """Frames [N, F, 3, H, W] of pictures [N, 3, H, W] that are moved, times a gain, and painted on.
+
+        Args:
+            pose: flow of the head, in pixels [N, F, 2, H, W].
+            flow: where the unmoved head's pixels come from, in cells [N, F, 2, H/p, W/p].
+            gain, paint: of the unmoved head, [N, F, 1 or 3, H, W].
+        """
+        flow = self._pixels(flow)
+        if pose is not None:
+            layers = torch.cat((flow, gain, paint), dim=2).flatten(0, 1)
+            layers = warp(layers, pose.flatten(0, 1)[:, None])[:, 0].unflatten(0, flow.shape[:2])
+            flow, gain, paint = layers.split((2, 1, 3), dim=2)
+            flow = pose + flow
+        if picture.shape[-2:] != flow.shape[-2:]:
+            flow, gain, paint = self._around(flow), 1 + self._around(gain - 1, RIM), self._around(paint, RIM)
+        return gain * warp(picture, flow) + paint
 
     def _around(self, values: Tensor, rim: int = 0) -> Tensor:
         """A window's values [N, F, C, H, W] in a whole picture, where they fade away: outside, or within a rim."""
@@ -249,18 +303,26 @@ class FlowCodec(nn.Module):
         down, right = (_fade(part, size, rim).to(values) for part, size in ((rows, height), (columns, width)))
         return spread * (down[:, None] * right)
 
-    def _linear(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, C, T, h, w] to flow [B * T, 4, 2, H/p, W/p] and rest [B * T, 4, 3, H, W], by the maps alone."""
+    def _linear(self, latents: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """What latents [B, C, T, h, w] say by the maps alone: the head's flow in pixels [B * T, 4, 2, H, W], flow
+        [B * T, 4, 2, H/p, W/p] and rest [B * T, 4, 3, H, W].
+        """
         with torch.autocast(latents.device.type, enabled=False):
             code = (latents * self.scale[:, None, None, None]).transpose(1, 2).flatten(0, 1)
-            flow = self._flow(code[:, self.looks : self.looks + self.flows])
-            return flow, self._rest(code[:, self.looks + self.flows :])
+            _, pose, flow, rest = code.split(self.groups, dim=1)
+            head = None
+            if self.config.pose:
+                maps = pose.mean((-2, -1)) @ self.pose_map
+                head = self._head(maps.unflatten(1, (self.geometry.temporal_stride, 2, 3)))
+            return head, self._flow(flow), self._rest(rest)
 
     @torch.no_grad()
     def without_branch(self, latents: Tensor, picture: Tensor) -> Tensor:
         """What the maps alone make of latents [B, C, T, h, w] and the window: frames [B, 3, 4 T, H, W]."""
-        flow, rest = self._linear(latents)
-        frames = warp(picture.repeat_interleave(latents.shape[2], dim=0), self._pixels(flow)) + rest
+        pose, flow, rest = self._linear(latents)
+        frames = self._shown(
+            picture.repeat_interleave(latents.shape[2], dim=0), pose, flow, torch.ones_like(rest[:, :, :1]), rest
+        )
         return frames.unflatten(0, latents.shape[:1] + latents.shape[2:3]).flatten(1, 2).transpose(1, 2)
 
 

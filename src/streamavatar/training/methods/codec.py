@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from streamavatar.data.prepare import Footage
 from streamavatar.draws import Draws
-from streamavatar.models.codec.flow import FlowCodec
+from streamavatar.models.codec.flow import FlowCodec, Motion
 from streamavatar.models.codec.light import LightCodec
 from streamavatar.training.trainer import Method
 
@@ -108,46 +108,51 @@ def fit_flow(
 
     Args:
         codec: changed in place.
-        footage: clips with flow.
+        footage: clips with their motion.
         mouth_share: share of the blocks that touch the mouth.
         latents: how many of each clip's latents are looked at.
     """
-    assert footage.flows is not None
     generator = torch.Generator().manual_seed(seed)
     looks = torch.cat([codec.looks_of(to_unit(clip[:1])[:, 0][None]).flatten(0, 2) for clip in footage.frames])
     codec.look_mean.copy_(looks.mean(0))
     codec.look_map.copy_(_components((looks - codec.look_mean).t() @ (looks - codec.look_mean), codec.looks))
 
-    def some(clip: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures, flow and mouths of some latents of a clip, the reference first."""
+    def some(clip: int) -> tuple[Tensor, Motion, Tensor]:
+        """Pictures, motion and mouths of some latents of a clip, the reference first."""
         count = footage.mouths.shape[1]
         chosen = 1 + torch.randperm(count - 1, generator=generator)[:latents].sort().values
         frames = [0, *(f for k in chosen.tolist() for f in codec.geometry.latent_frames(k))]
-        assert footage.flows is not None
-        flow = torch.from_numpy(footage.flows[clip][:, frames]).float()
-        return to_unit(footage.frames[clip][frames])[None], flow[None], footage.mouths[clip][chosen]
+        return to_unit(footage.frames[clip][frames])[None], _motion(footage, clip, frames), footage.mouths[clip][chosen]
 
-    flows, rests = (torch.zeros(size, size) for size in (codec.flow_map.shape[1], codec.rest_map.shape[1]))
+    sizes = (codec.pose_map.shape[1], codec.flow_map.shape[1], codec.rest_map.shape[1])
+    poses, flows, rests = (torch.zeros(size, size) for size in sizes)
     for clip in range(len(footage.frames)):
-        _, flow, mouth = some(clip)
-        rows = codec.flows_of(flow[:, :, 1:]).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
-        flows += rows.t() @ rows
-    codec.flow_map.copy_(_components(flows, codec.flows))
+        _, motion, mouth = some(clip)
+        moves = codec.flows_of(motion.flow[:, :, 1:]).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
+        heads = codec.poses_of(motion.pose[:, 1:])[0]
+        flows, poses = flows + moves.t() @ moves, poses + heads.t() @ heads
+    codec.pose_map.copy_(_components(poses, len(codec.pose_map)))
+    codec.flow_map.copy_(_components(flows, len(codec.flow_map)))
     for clip in range(len(footage.frames)):
-        pictures, flow, mouth = some(clip)
-        unexplained = codec.unexplained(pictures, flow).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
+        pictures, motion, mouth = some(clip)
+        unexplained = codec.unexplained(pictures, motion).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
         rests += unexplained.t() @ unexplained
     codec.rest_map.copy_(_components(rests, len(codec.rest_map)))
 
     codec.scale.fill_(1)
-    found = [codec.encode(pictures, flow) for pictures, flow, _ in map(some, range(len(footage.frames)))]
-    latents_found = torch.cat(found)
-    spread = latents_found.square().mean((0, 2, 3, 4)).sqrt().clamp_min(1e-6)
-    groups = spread.split((codec.looks, codec.flows, len(codec.rest_map)))
+    found = [codec.encode(pictures, motion) for pictures, motion, _ in map(some, range(len(footage.frames)))]
+    spread = torch.cat(found).square().mean((0, 2, 3, 4)).sqrt().clamp_min(1e-6)
     # Appearance is given, never made. The others: half-way between even channels and their own spread, see `fit_scale`.
-    scale = [groups[0], *((group * group.square().mean().sqrt()).sqrt() for group in groups[1:])]
-    codec.scale.copy_(torch.cat(scale))
+    look, *others = spread.split(codec.groups)
+    codec.scale.copy_(torch.cat([look, *((group * group.square().mean().sqrt()).sqrt() for group in others)]))
     codec.spread.copy_(spread)
+
+
+def _motion(footage: Footage, clip: int, frames: list[int] | slice) -> Motion:
+    """Of some frames of a clip, a batch of one."""
+    assert footage.motion is not None
+    pose, flow = footage.motion.pose[clip, frames], footage.motion.flow[clip, :, frames]
+    return Motion(pose.float()[None], flow.float()[None])
 
 
 def _components(covariance: Tensor, count: int) -> Tensor:
@@ -208,16 +213,15 @@ class FlowDecoderMethod(Method):
 
     Args:
         codec: with its maps fitted.
-        footage: clips with flow.
+        footage: clips with their motion.
         latents: length of the pieces.
     """
 
     def __init__(self, codec: FlowCodec, footage: Footage, latents: int = 3) -> None:
-        assert footage.flows is not None
         codec.requires_grad_(False)
         codec.detail.requires_grad_(True)
         self.module: nn.Module = codec
-        self.codec, self.latents, self.footage, self.flows = codec, latents, footage, footage.flows
+        self.codec, self.latents, self.footage = codec, latents, footage
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
@@ -244,7 +248,8 @@ class FlowDecoderMethod(Method):
             device = self.codec.scale.device
             frames = to_unit(self.footage.frames[clip])[None].to(device)
             with torch.autocast(device.type, enabled=False):
-                z = self.codec.encode(frames, torch.from_numpy(self.flows[clip]).to(device).float()[None])
+                motion = _motion(self.footage, clip, slice(None))
+                z = self.codec.encode(frames, Motion(motion.pose.to(device), motion.flow.to(device)))
                 easy = self.codec.without_branch(z[:, :, 1:], frames[:, :, 0])
             left = functional.avg_pool2d((frames[:, :, 1:] - easy).abs().mean(1), self.codec.patch)
             left = left[0].unflatten(0, (-1, self.codec.geometry.temporal_stride)).mean(1)
