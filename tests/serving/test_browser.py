@@ -155,17 +155,18 @@ def browser(microphone: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[[Any], Any]]:
-    """visit(server) -> the page with a running session; errors of the page fail the test at its end."""
+    """visit(server) -> the page with a running session, or before its start; its errors fail the test at its end."""
     context = browser.new_context()
     context.add_init_script(CONNECTIONS)
     errors: list[str] = []
 
-    def visit(server: Any) -> Any:
+    def visit(server: Any, started: bool = True) -> Any:
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(server.base)
         page.wait_for_selector(".face")
-        start(page)
+        if started:
+            start(page)
         return page
 
     yield visit
@@ -250,6 +251,23 @@ def test_it_talks_and_stops_at_once(server: Any, visit: Callable[[Any], Any]) ->
     assert len(after) > 200
     assert (loud[-1, 0] if len(loud) else pressed) - pressed <= 150
     wait_for_state(page, "idle", 5)
+
+
+def test_the_conversation_plays_without_a_start_and_ends_when_interrupted(
+    server: Any, visit: Callable[..., Any]
+) -> None:
+    page = visit(server, started=False)
+    lines = page.locator(".sample").all_inner_texts()
+    page.click("#conversation")
+    wait_for_state(page, "listening", 20)
+    assert page.inner_text("#subtitle").split() == lines[0].replace("You", "You:", 1).split()
+    wait_for_state(page, "talking", 10)
+    assert page.inner_text("#subtitle").split() == lines[1].replace("Avatar", "Avatar:", 1).split()
+    assert page.is_disabled("#conversation")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#conversation:enabled")
+    wait_for_state(page, "idle", 5)
+    assert page.is_hidden("#subtitle")
 
 
 def test_the_face_is_chosen_and_uploaded(server: Any, visit: Callable[[Any], Any], tmp_path: Path) -> None:

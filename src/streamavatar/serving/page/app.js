@@ -1,9 +1,10 @@
 // Ties the page together: what is chosen, the session that runs, and what the controls do to it.
 
 import { Api } from "./api.js";
-import { Microphone, UserSample } from "./audio.js";
+import { Microphone } from "./audio.js";
 import { OwnFaces } from "./faces.js";
 import { Live } from "./live.js";
+import { Talk } from "./talk.js";
 import * as ui from "./ui.js";
 
 const { $ } = ui;
@@ -11,13 +12,14 @@ const api = new Api();
 const figures = new ui.Figures();
 const microphone = new Microphone();
 const faces = new OwnFaces(api);
+const talk = new Talk(api, ui.subtitle);
 
 let phase = "off";
 let live = null;
 let run = null; // AbortController of the session that runs or is being opened
 let avatars = [];
 let chosen = null;
-let userSample = null;
+let waiting = []; // what to do once the session runs, or does not
 let restarts = 0; // in a row, without a session that lasted
 let lastEnd = ""; // why the session before ended, until the next one shows a picture
 const RESTARTS = 5;
@@ -102,7 +104,8 @@ async function stop(message = "Stopped.", kind = "") {
   const ending = live;
   run?.abort();
   run = live = null;
-  userSample?.stop();
+  talk.clear();
+  for (const { reject } of waiting.splice(0)) reject(new Stopped());
   $("video").srcObject = null;
   document.documentElement.dataset.state = "idle";
   $("screen").classList.remove("playing");
@@ -110,6 +113,16 @@ async function stop(message = "Stopped.", kind = "") {
   ui.caption(message, kind);
   await ending?.close();
   showServer().catch(() => {});
+}
+
+class Stopped extends Error {}
+
+// The session that runs; one is started where there is none. Rejects with Stopped if it comes to nothing.
+function running() {
+  if (phase === "live" || phase === "trouble") return Promise.resolve(live.session);
+  const session = new Promise((resolve, reject) => waiting.push({ resolve, reject }));
+  start();
+  return session;
 }
 
 // The session ended without being asked to.
@@ -168,7 +181,9 @@ const EVENTS = {
     document.documentElement.dataset.state = state;
     if (phase === "live") ui.showState(state);
   },
-  "agent.speak_ended": ({ interrupted, playback_position: position }) => {
+  "agent.speak_started": ({ speech }) => talk.started(speech),
+  "agent.speak_ended": ({ speech, interrupted, playback_position: position }) => {
+    talk.ended(speech, interrupted);
     if (interrupted) ui.announce(`Interrupted after ${position.toFixed(1)} seconds of speech.`);
   },
   "audio_buffer.full": ({ lane }) => {
@@ -188,20 +203,21 @@ function onPicture() {
   lastEnd = "";
   setPhase("live");
   ui.showState(document.documentElement.dataset.state);
+  for (const { resolve } of waiting.splice(0)) resolve(live.session);
   const lasting = run.signal;
   setTimeout(() => lasting.aborted || (restarts = 0), LASTED);
 }
 
 // what the person does --------------------------------------------------------------------------------
 
-// Runs something that needs the session; what the server refuses is shown under the text box.
+// Runs something that needs a session; what the server refuses is shown under the text box. Gives what the action gives.
 async function tell(action) {
-  if (!live) return void ui.note("say-note", "Press Start first, then the avatar can speak.", "warning");
   ui.note("say-note", "");
   try {
-    await action(live.session);
+    return await action(await running());
   } catch (error) {
-    ui.note("say-note", sentence(error.message));
+    if (!(error instanceof Stopped)) ui.note("say-note", sentence(error.message));
+    return null;
   }
 }
 
@@ -209,33 +225,35 @@ async function say() {
   const text = $("say-text").value.trim();
   if (!text) return;
   await tell(async (session) => {
-    await api.say(session, text);
-    $("say-text").value = "";
+    await talk.speak(api.say(session, text), text);
+    if ($("say-text").value.trim() === text) $("say-text").value = "";
   });
 }
 
 function playSample(sample) {
-  if (sample.lane === "agent") {
-    return tell(async (session) => {
-      const audio = await api.sample(sample.id);
-      await api.speak(session, audio, audio.type);
-    });
-  }
   return tell(async (session) => {
-    userSample?.stop();
+    if (sample.lane === "user") return talk.hear(live, sample, () => microphone.track);
     const audio = await api.sample(sample.id);
-    const playing = live;
-    const ended = () => {
-      userSample = null;
-      playing.microphone(microphone.track);
-    };
-    await playing.microphone(null); // one voice at a time
-    userSample = new UserSample(session.user_rate, (samples) => playing.sendUser(samples), ended);
-    await userSample.play(audio);
+    return talk.speak(api.speak(session, audio, audio.type), sample.title);
   });
 }
 
+// All lines, one after the other, until one is not heard to its end.
+async function playConversation(samples) {
+  $("conversation").disabled = true;
+  for (const sample of samples) {
+    const played = await playSample(sample);
+    if (!played || !(await played.over)) break;
+  }
+  $("conversation").disabled = false;
+}
+
+function playFile(file) {
+  return tell((session) => talk.speak(api.speak(session, file, file.type), ""));
+}
+
 async function toggleMicrophone() {
+  talk.hush();
   if (microphone.track) {
     await live?.microphone(null);
     microphone.off();
@@ -253,7 +271,7 @@ async function toggleMicrophone() {
 
 async function interrupt() {
   if (!live) return;
-  userSample?.stop();
+  talk.hush();
   await live.interrupt().catch((error) => ui.caption(sentence(error.message), "warning"));
 }
 
@@ -308,14 +326,15 @@ async function removeFace(avatar) {
 // the server ------------------------------------------------------------------------------------------
 
 function showEngine(session) {
-  $("engine").textContent = `${session.width}×${session.height} pixels, ${session.fps} frames per second.`;
+  $("engine-size").textContent = `${session.width}×${session.height} pixels, ${session.fps} frames per second.`;
 }
 
 async function showServer() {
   const capacity = await api.capacity();
-  const { active, sessions, model, draining } = capacity;
+  const { active, sessions, model, device, draining } = capacity;
   const places = draining ? "shutting down" : `${active} of ${sessions} ${sessions === 1 ? "place" : "places"} taken`;
-  $("server").textContent = `${model} · ${places}`;
+  $("server").textContent = places;
+  $("engine").textContent = `${model} on ${device}.`;
   figures.capacity(capacity);
   if (!capacity.speech) ui.noSynthesizer();
 }
@@ -351,7 +370,7 @@ function bind() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !$("token-dialog").open) interrupt();
   });
-  ui.onFile($("drop"), $("audio-file"), (file) => tell((session) => api.speak(session, file, file.type)));
+  ui.onFile($("drop"), $("audio-file"), playFile);
   ui.onFile($("who"), $("face-file"), uploadFace);
   // A file dropped beside the areas must not replace the page.
   for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
@@ -364,7 +383,9 @@ async function load() {
   $("connection").open = matchMedia("(min-width: 860px)").matches; // where there is room for it
   waitForServer();
   try {
-    ui.showSamples(await api.samples(), playSample);
+    const samples = await api.samples();
+    ui.showSamples(samples, playSample);
+    $("conversation").addEventListener("click", () => playConversation(samples));
     await loadAvatars();
   } catch (error) {
     ui.caption(sentence(error.message), "error");

@@ -42,7 +42,7 @@ function loudness(samples) {
   return Math.min(1, Math.max(0, 1 + Math.log10(power + 1e-12) / 6));
 }
 
-// Plays a recording aloud and gives it to `send` in pieces of 40 ms as it is heard.
+// Plays a recording aloud and gives it to `send` in pieces of 40 ms as it is heard. `ended` is told whether it was whole.
 export class UserSample {
   #context = new AudioContext();
   #timer = 0;
@@ -65,15 +65,15 @@ export class UserSample {
     this.#timer = setInterval(() => {
       const due = Math.min(samples.length, Math.floor((performance.now() - begin) / 40 + 1) * piece);
       for (; sent < due; sent += piece) this.send(samples.subarray(sent, Math.min(sent + piece, samples.length)));
-      if (sent >= samples.length) this.stop();
+      if (sent >= samples.length) this.stop(true);
     }, 40);
   }
 
-  stop() {
+  stop(whole = false) {
     if (this.#context.state === "closed") return;
     clearInterval(this.#timer);
     this.#context.close();
-    this.ended();
+    this.ended(whole);
   }
 }
 
