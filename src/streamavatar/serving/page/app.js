@@ -12,14 +12,15 @@ const api = new Api();
 const figures = new ui.Figures();
 const microphone = new Microphone();
 const faces = new OwnFaces(api);
-const talk = new Talk(api, ui.subtitle);
 
 let phase = "off";
 let live = null;
+let talk = null; // what is said in it
 let run = null; // AbortController of the session that runs or is being opened
 let avatars = [];
 let chosen = null;
-let waiting = []; // what to do once the session runs, or does not
+let conversing = false;
+const waiting = []; // what to do once the session runs, or does not
 let restarts = 0; // in a row, without a session that lasted
 let lastEnd = ""; // why the session before ended, until the next one shows a picture
 const RESTARTS = 5;
@@ -54,6 +55,7 @@ async function start() {
     const session = await openSession(signal);
     if (signal.aborted) return void api.close(session).catch(() => {});
     live = new Live(api, session, handlers(signal));
+    talk = new Talk(api, live, ui.subtitle);
     ui.caption("Connected. The first picture is being made …");
     showEngine(session);
     showServer().catch(() => {}); // only a label
@@ -103,8 +105,8 @@ async function withToken(call) {
 async function stop(message = "Stopped.", kind = "") {
   const ending = live;
   run?.abort();
-  run = live = null;
-  talk.clear();
+  talk?.close();
+  run = live = talk = null;
   for (const { reject } of waiting.splice(0)) reject(new Stopped());
   $("video").srcObject = null;
   document.documentElement.dataset.state = "idle";
@@ -117,12 +119,21 @@ async function stop(message = "Stopped.", kind = "") {
 
 class Stopped extends Error {}
 
-// The session that runs; one is started where there is none. Rejects with Stopped if it comes to nothing.
-function running() {
-  if (phase === "live" || phase === "trouble") return Promise.resolve(live.session);
-  const session = new Promise((resolve, reject) => waiting.push({ resolve, reject }));
+// The person wants a session.
+function startAfresh() {
+  restarts = 0;
+  lastEnd = "";
   start();
-  return session;
+}
+
+const running = () => phase === "live" || phase === "trouble";
+
+// Talk of the session that runs; one is started where there is none. Rejects with Stopped if it comes to nothing.
+function talking() {
+  if (running()) return Promise.resolve(talk);
+  const opened = new Promise((resolve, reject) => waiting.push({ resolve, reject }));
+  if (!run) startAfresh();
+  return opened;
 }
 
 // The session ended without being asked to.
@@ -165,7 +176,7 @@ function handlers(signal) {
       live.report({ av_skew_seconds: measured.skew, received_fps: measured.fps });
     }),
     trouble: current((text) => {
-      if (phase !== "live" && phase !== "trouble") return;
+      if (!running()) return;
       setPhase(text ? "trouble" : "live");
       if (text) ui.caption(text, "warning");
       else ui.showState(document.documentElement.dataset.state);
@@ -184,7 +195,7 @@ const EVENTS = {
   "agent.speak_started": ({ speech }) => talk.started(speech),
   "agent.speak_ended": ({ speech, interrupted, playback_position: position }) => {
     talk.ended(speech, interrupted);
-    if (interrupted) ui.announce(`Interrupted after ${position.toFixed(1)} seconds of speech.`);
+    if (interrupted && position > 0) ui.announce(`Interrupted after ${position.toFixed(1)} seconds of speech.`);
   },
   "audio_buffer.full": ({ lane }) => {
     if (lane === "agent") ui.note("say-note", "The avatar still has a lot to say. Please wait a little.", "warning");
@@ -203,20 +214,21 @@ function onPicture() {
   lastEnd = "";
   setPhase("live");
   ui.showState(document.documentElement.dataset.state);
-  for (const { resolve } of waiting.splice(0)) resolve(live.session);
+  for (const { resolve } of waiting.splice(0)) resolve(talk);
   const lasting = run.signal;
   setTimeout(() => lasting.aborted || (restarts = 0), LASTED);
 }
 
 // what the person does --------------------------------------------------------------------------------
 
-// Runs something that needs a session; what the server refuses is shown under the text box. Gives what the action gives.
-async function tell(action) {
+// Lets something be said in the session. What the server refuses is shown under the text box.
+// Gives what `lines` gives, null where it failed.
+async function tell(lines) {
   ui.note("say-note", "");
   try {
-    return await action(await running());
+    return await lines(await talking());
   } catch (error) {
-    if (!(error instanceof Stopped)) ui.note("say-note", sentence(error.message));
+    if (!(error instanceof Stopped) && running()) ui.note("say-note", sentence(error.message));
     return null;
   }
 }
@@ -224,36 +236,22 @@ async function tell(action) {
 async function say() {
   const text = $("say-text").value.trim();
   if (!text) return;
-  await tell(async (session) => {
-    await talk.speak(api.say(session, text), text);
-    if ($("say-text").value.trim() === text) $("say-text").value = "";
-  });
+  $("say-text").value = "";
+  const said = await tell((session) => session.say(text));
+  if (said === null && !$("say-text").value) $("say-text").value = text; // to try again
 }
 
-function playSample(sample) {
-  return tell(async (session) => {
-    if (sample.lane === "user") return talk.hear(live, sample, () => microphone.track);
-    const audio = await api.sample(sample.id);
-    return talk.speak(api.speak(session, audio, audio.type), sample.title);
-  });
-}
-
-// All lines, one after the other, until one is not heard to its end.
-async function playConversation(samples) {
-  $("conversation").disabled = true;
-  for (const sample of samples) {
-    const played = await playSample(sample);
-    if (!played || !(await played.over)) break;
-  }
-  $("conversation").disabled = false;
-}
-
-function playFile(file) {
-  return tell((session) => talk.speak(api.speak(session, file, file.type), ""));
+async function converse(lines) {
+  if (conversing) return running() ? interrupt() : stop();
+  conversing = true;
+  ui.showConversing(true);
+  await tell((session) => session.converse(lines));
+  conversing = false;
+  ui.showConversing(false);
 }
 
 async function toggleMicrophone() {
-  talk.hush();
+  talk?.hush();
   if (microphone.track) {
     await live?.microphone(null);
     microphone.off();
@@ -270,9 +268,7 @@ async function toggleMicrophone() {
 }
 
 async function interrupt() {
-  if (!live) return;
-  talk.hush();
-  await live.interrupt().catch((error) => ui.caption(sentence(error.message), "warning"));
+  await talk?.interrupt().catch((error) => ui.caption(sentence(error.message), "warning"));
 }
 
 // avatars ---------------------------------------------------------------------------------------------
@@ -350,11 +346,7 @@ async function waitForServer() {
 }
 
 function bind() {
-  $("play").addEventListener("click", () => {
-    restarts = 0;
-    lastEnd = "";
-    start();
-  });
+  $("play").addEventListener("click", startAfresh);
   $("stop").addEventListener("click", () => stop());
   $("microphone").addEventListener("click", toggleMicrophone);
   $("interrupt").addEventListener("click", interrupt);
@@ -370,7 +362,7 @@ function bind() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !$("token-dialog").open) interrupt();
   });
-  ui.onFile($("drop"), $("audio-file"), playFile);
+  ui.onFile($("drop"), $("audio-file"), (file) => tell((session) => session.speak(file)));
   ui.onFile($("who"), $("face-file"), uploadFace);
   // A file dropped beside the areas must not replace the page.
   for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
@@ -383,9 +375,9 @@ async function load() {
   $("connection").open = matchMedia("(min-width: 860px)").matches; // where there is room for it
   waitForServer();
   try {
-    const samples = await api.samples();
-    ui.showSamples(samples, playSample);
-    $("conversation").addEventListener("click", () => playConversation(samples));
+    const lines = await api.samples();
+    ui.showSamples(lines, (line) => tell((session) => session.play(line)));
+    $("conversation").addEventListener("click", () => converse(lines));
     await loadAvatars();
   } catch (error) {
     ui.caption(sentence(error.message), "error");

@@ -42,23 +42,45 @@ function loudness(samples) {
   return Math.min(1, Math.max(0, 1 + Math.log10(power + 1e-12) / 6));
 }
 
-// Plays a recording aloud and gives it to `send` in pieces of 40 ms as it is heard. `ended` is told whether it was whole.
+// Plays a recording aloud and gives it to `send` in pieces of 40 ms as it is heard.
 export class UserSample {
   #context = new AudioContext();
   #timer = 0;
+  #stopped = false;
+  #end;
+  #over = new Promise((resolve) => (this.#end = resolve));
 
-  constructor(rate, send, ended) {
-    Object.assign(this, { rate, send, ended });
+  constructor(rate, send) {
+    Object.assign(this, { rate, send });
   }
 
-  async play(blob) {
-    const bytes = await blob.arrayBuffer();
-    const heard = await this.#context.decodeAudioData(bytes.slice(0));
-    const samples = int16(await resampled(heard, this.rate));
-    const source = this.#context.createBufferSource();
-    source.buffer = heard;
-    source.connect(this.#context.destination);
-    source.start();
+  // `begins` is called when it begins to be heard. Tells at the end whether all of it was.
+  async play(blob, begins) {
+    try {
+      const heard = await this.#context.decodeAudioData(await blob.arrayBuffer());
+      const samples = int16(await resampled(heard, this.rate));
+      if (this.#stopped) return false;
+      const source = this.#context.createBufferSource();
+      source.buffer = heard;
+      source.connect(this.#context.destination);
+      source.start();
+      this.#give(samples);
+      begins();
+      return await this.#over;
+    } finally {
+      this.stop();
+    }
+  }
+
+  stop(whole = false) {
+    if (this.#stopped) return;
+    this.#stopped = true;
+    clearInterval(this.#timer);
+    this.#context.close();
+    this.#end(whole);
+  }
+
+  #give(samples) {
     const piece = Math.round(this.rate / 25);
     const begin = performance.now();
     let sent = 0;
@@ -67,13 +89,6 @@ export class UserSample {
       for (; sent < due; sent += piece) this.send(samples.subarray(sent, Math.min(sent + piece, samples.length)));
       if (sent >= samples.length) this.stop(true);
     }, 40);
-  }
-
-  stop(whole = false) {
-    if (this.#context.state === "closed") return;
-    clearInterval(this.#timer);
-    this.#context.close();
-    this.ended(whole);
   }
 }
 

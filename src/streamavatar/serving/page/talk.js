@@ -1,68 +1,119 @@
-// Who speaks: the words of the speeches that are under way, and the user's lines when they are played from a recording.
+// What is said in one session: by the avatar, and by the user where a recording stands in for the microphone.
+// Whatever plays a line tells, once it is over, whether it was heard to its end.
 
 import { UserSample } from "./audio.js";
 
 export class Talk {
-  #waiting = new Map(); // speeches that are not over, by number: their words, and who waits for their end
+  #speeches = new Map(); // the avatar's, by number: their words, and the promise of their end
   #now = 0; // the number of the speech that is heard
-  #last = 0; // of the last one that ended
-  #user = null;
+  #lines = new Map(); // the words that are heard, by who says them, the newest last
+  #recording = null; // of the user's voice, while it plays
+  #interruptions = 0; // what was asked for before one of them is not said after it
+  #over = false;
 
-  // subtitle(who, words) shows who says what now; without words nothing is said.
-  constructor(api, subtitle) {
-    Object.assign(this, { api, subtitle });
+  // subtitle(who, words) shows what is heard; without words nothing is.
+  constructor(api, live, subtitle) {
+    Object.assign(this, { api, live, subtitle });
   }
 
-  // `call` makes the avatar speak. Gives `over`: whether the speech was heard to its end, once it is over.
-  async speak(call, words) {
-    const { speech } = await call;
-    const over = new Promise((resolve) => this.#waiting.set(speech, { words, resolve }));
-    if (speech <= this.#last) this.ended(speech, true); // it was over before the call was answered
-    else if (speech === this.#now) this.subtitle("Avatar", words);
-    return { over };
+  say(text) {
+    return this.#speak(this.api.say(this.live.session, text), text);
   }
 
-  // Plays a recording as the user's voice, in place of the microphone. Gives `over` as `speak` does.
-  async hear(live, sample, track) {
-    this.#user?.stop();
-    const audio = await this.api.sample(sample.id);
-    await live.microphone(null); // one voice at a time
-    let finish;
-    const over = new Promise((resolve) => (finish = resolve));
-    const user = new UserSample(live.session.user_rate, (samples) => live.sendUser(samples), (whole) => {
-      if (this.#user === user) this.#user = null;
-      this.subtitle("", "");
-      live.microphone(track());
-      finish(whole);
-    });
-    this.#user = user;
-    await user.play(audio);
-    this.subtitle("You", sample.title);
-    return { over };
+  // audio: a Blob
+  speak(audio, words = "") {
+    return this.#speak(this.api.speak(this.live.session, audio, audio.type), words);
   }
 
-  started(speech) {
-    this.#now = speech;
-    this.subtitle("Avatar", this.#waiting.get(speech)?.words ?? "");
+  // One of the server's lines, said by the avatar or heard as the user's voice.
+  async play(line) {
+    const before = this.#interruptions;
+    const audio = await this.api.sample(line.id);
+    if (before !== this.#interruptions || this.#over) return false;
+    return line.lane === "user" ? this.#hear(audio, line.title) : this.speak(audio, line.title);
   }
 
-  ended(speech, interrupted) {
-    this.#last = Math.max(this.#last, speech);
-    if (speech === this.#now) this.subtitle("", "");
-    this.#waiting.get(speech)?.resolve(!interrupted);
-    this.#waiting.delete(speech);
+  // Lines one after the other, until one is not heard to its end.
+  async converse(lines) {
+    for (const line of lines) if (!(await this.play(line))) return;
   }
 
+  async interrupt() {
+    this.#interruptions += 1;
+    this.hush();
+    await this.live.interrupt();
+  }
+
+  // Stops a recording of the user's voice.
   hush() {
-    this.#user?.stop();
+    this.#recording?.stop();
   }
 
   // The session is over, and with it whatever was to be said.
-  clear() {
+  close() {
+    this.#over = true;
     this.hush();
-    for (const { resolve } of this.#waiting.values()) resolve(false);
-    this.#waiting.clear();
-    this.#now = this.#last = 0;
+    for (const speech of this.#speeches.values()) speech.end(false);
     this.subtitle("", "");
+  }
+
+  // what the server tells -----------------------------------------------------------------------------
+
+  started(number) {
+    this.#now = number;
+    this.#show("Avatar", this.#speech(number).words);
+  }
+
+  ended(number, interrupted) {
+    this.#speech(number).end(!interrupted);
+    if (number !== this.#now) return;
+    this.#now = 0;
+    this.#show("Avatar", "");
+  }
+
+  // Its events may come before the answer to the call that made it.
+  #speech(number) {
+    if (!this.#speeches.has(number)) {
+      const speech = { words: "" };
+      speech.over = new Promise((resolve) => (speech.end = resolve));
+      this.#speeches.set(number, speech);
+    }
+    return this.#speeches.get(number);
+  }
+
+  // ---------------------------------------------------------------------------------------------------
+
+  async #speak(call, words) {
+    const before = this.#interruptions;
+    const { speech: number } = await call;
+    if (this.#over) return false;
+    if (before !== this.#interruptions) await this.live.interrupt(); // it came to the server after the interruption
+    const speech = this.#speech(number);
+    speech.words = words;
+    if (number === this.#now) this.#show("Avatar", words);
+    return speech.over;
+  }
+
+  async #hear(audio, words) {
+    this.hush();
+    const recording = new UserSample(this.live.session.user_rate, (samples) => this.live.sendUser(samples));
+    this.#recording = recording;
+    this.live.holdMicrophone(true); // one voice at a time
+    try {
+      return await recording.play(audio, () => this.#show("You", words));
+    } finally {
+      if (this.#recording === recording) {
+        this.#recording = null;
+        this.#show("You", "");
+        this.live.holdMicrophone(false);
+      }
+    }
+  }
+
+  #show(who, words) {
+    if (this.#over) return;
+    this.#lines.delete(who);
+    if (words) this.#lines.set(who, words);
+    this.subtitle(...([...this.#lines].at(-1) ?? ["", ""]));
   }
 }

@@ -123,10 +123,15 @@ export function showSamples(samples, play) {
       const title = sample.lane === "user" ? "The avatar hears this as your voice" : "The avatar says this";
       const button = element("button", { type: "button", className: `sample ${sample.lane}`, title }, who, sample.title);
       button.dataset.sample = sample.id;
-      button.addEventListener("click", () => play(sample, button));
+      button.addEventListener("click", () => play(sample));
       return element("li", {}, button);
     }),
   );
+}
+
+export function showConversing(yes) {
+  $("conversation").classList.toggle("on", yes);
+  $("conversation-label").textContent = yes ? "Stop the conversation" : "Whole conversation";
 }
 
 // Drag and drop onto an area, and its file input, give one file each time.
@@ -155,12 +160,12 @@ const LARGE = 4;
 const FIGURES = {
   firstFrame: ["First frame", (all) => all.first_frame_seconds, ms],
   rtf: ["Real-time factor", (all) => all.rtf, (value) => value.toFixed(2)],
-  skew: ["Picture ahead of sound", (all) => all.skew, (value) => `${value < 0 ? "−" : ""}${ms(Math.abs(value))}`],
+  skew: ["Lip-sync skew", (all) => all.skew, (value) => `${value < 0 ? "−" : ""}${ms(Math.abs(value))}`],
   dropped: ["Ticks dropped", (all) => all.dropped_ticks, String],
   fps: ["Frames received", (all) => all.fps, (value) => `${value.toFixed(1)} /s`],
   chunk: ["Chunk now", (all) => all.chunk_seconds?.total, ms],
   p50: ["Chunk, median", (all) => all.p50, ms],
-  p99: ["Chunk, 99th percentile", (all) => all.p99, ms],
+  p99: ["Chunk, slowest 1 %", (all) => all.p99, ms],
   lead: ["Lead", (all) => all.lead_seconds, ms],
   mouth: ["Speech to mouth", (all) => all.speech_to_mouth_seconds, ms],
   silence: ["Interrupt to silence", (all) => all.interrupt_to_silence_seconds, ms],
