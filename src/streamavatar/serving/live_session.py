@@ -310,6 +310,8 @@ class LiveSession:
         lead = self._playout.lead_ticks * self._clock.tick_seconds
         used = self._playout.made(ask, chunk.frames)
         self._timeline.span("engine", f"chunk {ask.index}", begin, now, used=used, again=ask.again)
+        if used:
+            self._timeline.count("lead", now, round(lead, 3))
         self._figures.chunk(chunk.seconds, lead if used else None)
 
     # the clock -------------------------------------------------------------------------------------
@@ -339,7 +341,6 @@ class LiveSession:
         if self._slot >= self._metrics_slot:
             self._metrics_slot = self._slot + self._clock.fps
             self._emit("metrics", **self.stats())
-        self._timeline.count("lead", now, self._playout.lead_ticks)
 
     def _before_phase(self, now: float) -> bool:
         """Whether the first chunk should wait for this session's turn."""
