@@ -310,9 +310,8 @@ def report_restarts(command: list[str], port: int, times: int) -> dict[str, Any]
         figures["model"] = server.call("GET", "/v1/capacity")["model"]
     busy = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in figures["cpu_seconds"].items())
     print(f"start     {figures['start_seconds']:.1f} s until it is measured and ready; processor time: {busy}")
-    print(
-        f"restart   {min(figures['restart_seconds']):.1f} to {max(figures['restart_seconds']):.1f} s until a new picture"
-    )
+    quickest, slowest = min(figures["restart_seconds"]), max(figures["restart_seconds"])
+    print(f"restart   {quickest:.2f} to {slowest:.2f} s until the first picture of a new session")
     return figures
 
 
