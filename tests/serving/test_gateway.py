@@ -523,13 +523,24 @@ def test_an_own_face(open_app: Open) -> None:
     assert (x + width / 2, y + height / 2) == pytest.approx((256, framing.middle * 512), abs=40)
     path, key = start(client, avatar=avatar["id"])
     assert client.get(path, headers=key).status_code == 200
-    assert avatar in client.get("/v1/avatars").json()["avatars"]
+    assert all(not shown["own"] for shown in client.get("/v1/avatars").json()["avatars"])
     assert upload(client, png(NOISE), crop="centre").status_code == 201
     assert problem(upload(client, png(NOISE), crop="centre")) == (507, "full")
     assert client.delete(f"/v1/avatars/{avatar['id']}").status_code == 204
     assert avatar["id"] not in kept
     assert problem(client.get(avatar["picture"])) == (404, "no_avatar")
     assert problem(client.delete(f"/v1/avatars/{bundled.DEFAULT_AVATAR}")) == (403, "forbidden")
+
+
+def test_uploads_have_limits(open_app: Open) -> None:
+    client = open_app(faces_per_client=1, face_keep_seconds=0.5)
+    assert upload(client, png(NOISE), crop="centre").status_code == 201
+    assert problem(upload(client, png(NOISE), crop="centre")) == (507, "full")
+    kept, end = client.keeper.engine.faces, time.monotonic() + 5
+    while kept and time.monotonic() < end:  # nobody asks for it
+        time.sleep(0.1)
+    assert not kept
+    assert upload(client, png(NOISE), crop="centre").status_code == 201
 
 
 def test_pictures_that_are_refused(open_app: Open) -> None:

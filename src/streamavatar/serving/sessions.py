@@ -170,6 +170,9 @@ class Registry:
     async def forget(self, face: str) -> None:
         """Delete an upload here and in the engine; its sessions go on. Raises ApiProblem as `Faces.delete` does."""
         self.faces.delete(face)
+        await self._let_go(face)
+
+    async def _let_go(self, face: str) -> None:
         with suppress(EngineDied):
             await self.keeper.client.forget(face)
 
@@ -269,9 +272,12 @@ class Registry:
     # watching --------------------------------------------------------------------------------------
 
     async def watch(self, every: float = 0.5) -> None:
-        """Runs for ever: ends sessions whose client has gone or whose time is over."""
+        """Runs for ever: ends sessions whose client has gone or whose time is over, and forgets stale uploads."""
         while True:
             await asyncio.sleep(every)
+            for face in self.faces.stale():
+                self.faces.delete(face)
+                self._spawn(self._let_go(face))
             now = asyncio.get_running_loop().time()
             for entry in self.entries:
                 live = entry.live
