@@ -21,6 +21,7 @@ from streamavatar import bundled
 from streamavatar.media import read_audio
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the page's tests need axe-playwright-python")
 pytest.importorskip("aiortc", reason="the live server needs the extra `live`")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -92,6 +93,10 @@ WATCH = """() => {
   };
   video.requestVideoFrameCallback(look);
 }"""
+# Ids of what can be used at the moment.
+CONTROLS = """() => [...document.querySelectorAll("main :is(button, input, textarea)[id]")]
+  .filter((control) => !control.disabled && control.checkVisibility())
+  .map((control) => control.id)"""
 FRAMES = """async () => {
   const report = [...(await window.peers.at(-1).getStats()).values()];
   const video = report.find((entry) => entry.type === "inbound-rtp" && entry.kind === "video");
@@ -306,6 +311,33 @@ def test_the_face_is_chosen_and_uploaded(server: Any, visit: Callable[[Any], Any
     page.click(".remove")
     page.wait_for_selector(".remove", state="detached")
     page.wait_for_selector("html[data-phase=live]")
+
+
+def test_everybody_can_use_it(server: Any, visit: Callable[..., Any]) -> None:
+    """On a phone: without a mouse, with large text, without motion, and with nothing that axe objects to."""
+    page = visit(server, started=False)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.emulate_media(reduced_motion="reduce")
+    for control in ("summary", ".sample.agent"):
+        page.focus(control)
+        page.keyboard.press("Enter")
+    wait_for_state(page, "talking", 20)
+    assert page.get_attribute("#caption", "aria-live") == "polite"
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        complaints = axe.Axe().run(page)
+        assert complaints.violations_count == 0, complaints.generate_report()
+    assert page.evaluate("document.getAnimations().length") == 0
+    controls = page.evaluate(CONTROLS)
+    assert {"microphone", "interrupt", "say-text", "audio-file", "face-file"} <= set(controls)
+    reached = []
+    for _ in range(len(controls) + 10):  # lines and faces have no id
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert set(controls) <= set(reached)
+    for size in ("100%", "200%"):
+        page.evaluate(f"document.documentElement.style.fontSize = '{size}'")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, size
 
 
 # what goes wrong ---------------------------------------------------------------------------------------
