@@ -361,13 +361,18 @@ def test_lane_full_is_told(virtual: Run, recorder: Any, speech: Make) -> None:
     ]
 
 
-def test_gap_is_told(virtual: Run, recorder: Any, speech: Make) -> None:
+def test_gaps_and_repeats_are_told(virtual: Run, recorder: Any, speech: Make) -> None:
     rec = recorder()
 
     async def work() -> None:
         session = await rec.start()
         session.push_user(speech(0.1, 16_000), index=0)
         session.push_user(speech(0.1, 16_000), index=3200)
+        session.push_agent(speech(0.1), index=0)
+        session.push_agent(speech(0.1), index=1200)
+        stats = session.stats()
+        assert stats["lost_samples"] == {"agent": 0, "user": 1600}
+        assert stats["repeated_samples"] == {"agent": 1200, "user": 0}
         await session.close("done")
 
     virtual(work())

@@ -283,11 +283,10 @@ class Registry:
                 live = entry.live
                 if entry.closed:
                     continue
-                if live.connected:  # `live.last_seen` would count a long speech that we feed ourselves
-                    entry.seen = now
+                entry.seen = max(entry.seen, live.heard_at)
                 if now - entry.began > 60 * self.settings.max_minutes:
                     self._spawn(live.close("The session's time is over."))
-                elif now - entry.seen > self.settings.grace_seconds:
+                elif now - entry.seen > self.settings.grace_seconds and not live.connected:
                     self._spawn(live.close("The client has gone."))
 
     async def close_all(self, reason: str) -> None:
