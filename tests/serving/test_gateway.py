@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -583,7 +584,9 @@ def test_offline_videos(open_app: Open) -> None:
     while (state := client.get(f"/v1/videos/{name}").json())["status"] == "working" and time.monotonic() < end:
         time.sleep(0.2)
     assert (state["status"], state["progress"]) == ("done", 1.0), state
-    assert client.get(state["file"]).content[4:8] == b"ftyp"
+    with av.open(io.BytesIO(client.get(state["file"]).content)) as video:
+        assert video.streams.video[0].frames == 13
+        assert video.metadata["comment"].startswith("AI-generated")
 
 
 def test_videos_that_are_refused(open_app: Open) -> None:

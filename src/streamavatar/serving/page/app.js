@@ -80,6 +80,7 @@ async function openSession(signal) {
 
 async function countDown(error, signal) {
   setPhase("waiting");
+  showServer().catch(() => {}); // only a label
   const why = lastEnd || (error.code === "full" ? "The server is full." : sentence(error.message));
   for (let left = Math.ceil(error.retryAfter ?? 5); left > 0; left -= 1) {
     ui.caption(`${why} Trying again in ${seconds(left)}.`, "warning");
