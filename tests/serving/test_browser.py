@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -22,7 +21,7 @@ from streamavatar.media import read_audio
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the page's tests need axe-playwright-python")
-pytest.importorskip("aiortc", reason="the live server needs the extra `live`")
+live = pytest.importorskip("live", reason="the live server needs the extra `live`")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -102,20 +101,6 @@ FRAMES = """async () => {
   const video = report.find((entry) => entry.type === "inbound-rtp" && entry.kind === "video");
   return [video?.timestamp ?? 0, video?.framesReceived ?? 0];
 }"""
-
-
-def load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-ROOT = Path(__file__).parents[2]
-live = load(ROOT / "benchmarks" / "live.py")
 
 
 @pytest.fixture(scope="module")

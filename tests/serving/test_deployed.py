@@ -4,7 +4,6 @@ Caddy with its file, but for the certificate."""
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import shutil
 import socket
@@ -13,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +20,7 @@ from streamavatar.serving.security import turn_credentials
 
 playwright = pytest.importorskip("playwright.sync_api", reason="this needs a browser")
 aioice = pytest.importorskip("aioice", reason="the live server needs the extra `live`")
+live = pytest.importorskip("live", reason="the live server needs the extra `live`")
 
 CHROMIUM, COTURN, CADDY = (shutil.which(name) for name in ("chromium", "turnserver", "caddy"))
 pytestmark = [
@@ -29,8 +28,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and COTURN and CADDY), reason="this needs Chromium, coturn and Caddy"),
 ]
-ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 SECRET = "north-south"
 # Nothing but the relay may be used, and the tests can ask what is.
 RELAYED = """
@@ -48,19 +46,6 @@ USED = """async () => {
   const video = report.find(({ type, kind }) => type === "inbound-rtp" && kind === "video");
   return [report.find(({ id }) => id === pair?.localCandidateId)?.candidateType, video?.framesDecoded ?? 0];
 }"""
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-live = load(ROOT / "benchmarks" / "live.py")
 
 
 def own_address() -> str:
