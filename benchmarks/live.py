@@ -5,6 +5,10 @@ into both lanes again and again, and looks every few seconds at what arrives and
 Skew is how far the picture has moved against the sound since the first seconds, by arrival times and time stamps.
 
     python benchmarks/live.py --minutes 10 --json live.json
+
+With --restarts it kills the engine in the middle of a session instead, and times the start and each new session:
+
+    python benchmarks/live.py --restarts 5
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -85,8 +90,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(command: list[str], port: int, seconds: float = 120.0) -> Iterator[Server]:
-    """Start a server and wait until it is ready; stop it at the end."""
+def running_server(command: list[str], port: int, seconds: float = 120.0, every: float = 0.2) -> Iterator[Server]:
+    """Start a server and look now and then until it is ready; stop it at the end."""
     process = subprocess.Popen(command)
     server = Server(f"http://127.0.0.1:{port}", process)
     try:
@@ -94,7 +99,7 @@ def running_server(command: list[str], port: int, seconds: float = 120.0) -> Ite
         while not server.ready():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not become ready: {' '.join(command)}")
-            time.sleep(0.2)
+            time.sleep(every)
         yield server
     finally:
         process.terminate()
@@ -269,19 +274,51 @@ async def soak(server: Server, minutes: float, every: float) -> dict[str, Any]:
         await client.close()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between two looks")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if 60 * options.minutes < 2 * options.every:
-        parser.error("--minutes: at least two looks fit in")
-    port, measured = free_port(), commit()
-    command = [sys.executable, "-m", "streamavatar.cli", "live", "--port", str(port)]
+async def watched(server: Server) -> Client:
+    """A new session whose first picture has come; tries again as long as the server says that its engine starts."""
+    client = Client(server)
+    while not client.session:
+        try:
+            await client.open({"avatar": bundled.DEFAULT_AVATAR})
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            await asyncio.sleep(0.05)
+    await client.connect()
+    await asyncio.wait_for(client.pictured.wait(), 30)
+    return client
+
+
+async def restart(server: Server) -> float:
+    """Seconds from an engine's death in the middle of a session to the first picture of the next session."""
+    client = await watched(server)
+    os.kill(server.processes()["engine"], signal.SIGKILL)
+    begin = time.monotonic()
+    following = await watched(server)
+    seconds = time.monotonic() - begin
+    await client.hang_up()
+    await following.close()
+    return seconds
+
+
+def report_restarts(command: list[str], port: int, times: int) -> dict[str, Any]:
+    begin = time.monotonic()
+    with running_server(command, port, every=0.05) as server:
+        figures: dict[str, Any] = {"start_seconds": round(time.monotonic() - begin, 2)}
+        figures["cpu_seconds"] = {name: round(used(pid)[1], 2) for name, pid in server.processes().items()}
+        figures["restart_seconds"] = [round(asyncio.run(restart(server)), 2) for _ in range(times)]
+        figures["model"] = server.call("GET", "/v1/capacity")["model"]
+    busy = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in figures["cpu_seconds"].items())
+    print(f"start     {figures['start_seconds']:.1f} s until it is measured and ready; processor time: {busy}")
+    quickest, slowest = min(figures["restart_seconds"]), max(figures["restart_seconds"])
+    print(f"restart   {quickest:.2f} to {slowest:.2f} s until the first picture of a new session")
+    return figures
+
+
+def report_soak(command: list[str], port: int, minutes: float, every: float) -> dict[str, Any]:
     with running_server(command, port) as server:
-        figures = asyncio.run(soak(server, options.minutes, options.every))
-        capacity = server.call("GET", "/v1/capacity")
+        figures = asyncio.run(soak(server, minutes, every))
+        figures["model"] = server.call("GET", "/v1/capacity")["model"]
     skew, ticks = figures["skew_seconds"], figures["ticks"]
     print(f"real-time factor  {figures['rtf']:.3f}")
     print(f"frames received   {figures['received_fps']:.2f} per second ({100 * figures['received_share']:.1f} %)")
@@ -290,8 +327,26 @@ def main() -> None:
     for name, process in figures["processes"].items():
         first, last = process["first_bytes"] / 2**20, process["last_bytes"] / 2**20
         print(f"{name:17} {first:.0f} MiB, {last:.0f} MiB at the end; {100 * process['cpu_share']:.0f} % of a core")
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between two looks")
+    parser.add_argument("--restarts", type=int, default=0, metavar="N", help="kill the engine so often, and time that")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if 60 * options.minutes < 2 * options.every:
+        parser.error("--minutes: at least two looks fit in")
+    port, measured = free_port(), commit()
+    command = [sys.executable, "-m", "streamavatar.cli", "live", "--port", str(port)]
+    if options.restarts:
+        figures = report_restarts(command, port, options.restarts)
+    else:
+        figures = report_soak(command, port, options.minutes, options.every)
     if options.json:
-        report = {"model": capacity["model"], "figures": figures, "machine": machine(), "commit": measured}
+        report = {"model": figures.pop("model"), "figures": figures, "machine": machine(), "commit": measured}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

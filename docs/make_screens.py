@@ -23,7 +23,7 @@ from streamavatar import bundled
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
-SPEAKING_SECONDS = 2.0
+SPEAKING_SECONDS, SETTLING_SECONDS = 2.0, 15.0
 
 
 def load(path: Path) -> ModuleType:
@@ -37,27 +37,36 @@ def load(path: Path) -> ModuleType:
 
 
 def shoot(browser: Any, base: str, avatar: str, path: Path, **screen: Any) -> None:
-    """Let an avatar speak and take the picture."""
+    """Let an avatar speak and take the picture, after an interruption and once there is something in every figure."""
     context = browser.new_context(**screen)
     page = context.new_page()
     page.goto(base)
     page.check(f".face input[value={avatar}]", force=True)
     page.click("#play")
     page.wait_for_selector("html[data-phase=live]", timeout=20_000)
-    page.click(".sample.agent")
-    page.evaluate("scrollTo(0, 0)")
-    page.mouse.move(0, 0)
-    page.wait_for_selector("html[data-state=talking]", timeout=20_000)
-    page.wait_for_timeout(1000 * SPEAKING_SECONDS)
+    say(page, 0)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("[data-figure=skew]:text-matches('ms')", state="attached", timeout=20_000)
+    page.wait_for_timeout(1000 * SETTLING_SECONDS)
+    say(page, 1)
     page.screenshot(path=path)
     context.close()
     Image.open(path).convert("RGB").save(path, optimize=True)
 
 
+def say(page: Any, number: int) -> None:
+    """One of the avatar's lines, to its middle."""
+    page.locator(".sample.agent").nth(number).click()
+    page.evaluate("scrollTo(0, 0)")
+    page.mouse.move(0, 0)
+    page.wait_for_selector("html[data-state=talking]", timeout=20_000)
+    page.wait_for_timeout(1000 * SPEAKING_SECONDS)
+
+
 def main() -> None:
     live = load(ROOT / "benchmarks" / "live.py")
     port = live.free_port()
-    command = [sys.executable, "-m", "streamavatar.cli", "live", "--port", str(port), "--sessions", "2"]
+    command = [sys.executable, "-m", "streamavatar.cli", "live", "--port", str(port)]
     with live.running_server(command, port) as server, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         shoot(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -156,3 +157,20 @@ def speech() -> Callable[..., NDArray[np.int16]]:
         return (drawn * np.where(np.arange(len(drawn)) % 2, 1, -1)).astype(np.int16)
 
     return make
+
+
+@pytest.fixture
+def open_app(make_engine: Callable[..., FakeEngine]) -> Iterator[Callable[..., Any]]:
+    """See `gateway_app.Open`."""
+    from gateway_app import opened
+
+    with ExitStack() as clients:
+        yield lambda **wishes: clients.enter_context(opened(make_engine, **wishes))
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch, make_engine: Callable[..., FakeEngine]) -> Callable[..., Any]:
+    """recorder(**engine) -> a `session_recorder.Recorder` on a fake engine."""
+    from session_recorder import Recorder
+
+    return lambda **engine: Recorder(monkeypatch, make_engine(**engine))

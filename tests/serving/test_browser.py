@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -21,7 +20,8 @@ from streamavatar import bundled
 from streamavatar.media import read_audio
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
-pytest.importorskip("aiortc", reason="the live server needs the extra `live`")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the page's tests need axe-playwright-python")
+live = pytest.importorskip("live", reason="the live server needs the extra `live`")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -92,25 +92,15 @@ WATCH = """() => {
   };
   video.requestVideoFrameCallback(look);
 }"""
+# Ids of what can be used at the moment.
+CONTROLS = """() => [...document.querySelectorAll("main :is(button, input, textarea)[id]")]
+  .filter((control) => !control.disabled && control.checkVisibility())
+  .map((control) => control.id)"""
 FRAMES = """async () => {
   const report = [...(await window.peers.at(-1).getStats()).values()];
   const video = report.find((entry) => entry.type === "inbound-rtp" && entry.kind === "video");
   return [video?.timestamp ?? 0, video?.framesReceived ?? 0];
 }"""
-
-
-def load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-ROOT = Path(__file__).parents[2]
-live = load(ROOT / "benchmarks" / "live.py")
 
 
 @pytest.fixture(scope="module")
@@ -155,17 +145,18 @@ def browser(microphone: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[[Any], Any]]:
-    """visit(server) -> the page with a running session; errors of the page fail the test at its end."""
+    """visit(server) -> the page with a running session, or before its start; its errors fail the test at its end."""
     context = browser.new_context()
     context.add_init_script(CONNECTIONS)
     errors: list[str] = []
 
-    def visit(server: Any) -> Any:
+    def visit(server: Any, started: bool = True) -> Any:
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(server.base)
         page.wait_for_selector(".face")
-        start(page)
+        if started:
+            start(page)
         return page
 
     yield visit
@@ -240,16 +231,54 @@ def test_it_talks_and_stops_at_once(server: Any, visit: Callable[[Any], Any]) ->
     until(page, f"window.heard.slice(-40).every(([, level]) => level > {QUIET})", 8)
     pressed = page.evaluate("performance.now()")
     page.keyboard.press("Escape")
-    until(
-        page, "document.getElementById('caption').textContent.includes('Interrupted after')", 3
-    )  # until the next state
-    page.wait_for_timeout(1500)
+    until(page, "document.getElementById('caption').textContent.includes('Interrupted after')", 3)
+    page.wait_for_timeout(2000)
+    assert "Interrupted after" in page.inner_text("#caption")  # whatever the states are meanwhile
     track = heard(page)
     after = track[track[:, 0] > pressed]
     loud = after[after[:, 1] > QUIET]
     assert len(after) > 200
     assert (loud[-1, 0] if len(loud) else pressed) - pressed <= 150
     wait_for_state(page, "idle", 5)
+
+
+def words(page: Any, line: str) -> list[str]:
+    """Of a line's button, as the subtitle shows them."""
+    who, _, text = page.inner_text(line).partition("\n")
+    return [f"{who.strip()}:", *text.split()]
+
+
+def test_the_conversation_plays_without_a_start_and_ends_when_interrupted(
+    server: Any, visit: Callable[..., Any]
+) -> None:
+    page = visit(server, started=False)
+    page.click("#conversation")
+    wait_for_state(page, "listening", 20)
+    assert page.inner_text("#subtitle").split() == words(page, "li:nth-child(1) .sample.user")
+    wait_for_state(page, "talking", 10)
+    assert page.inner_text("#subtitle").split() == words(page, "li:nth-child(2) .sample.agent")
+    page.click("#conversation:has-text('Stop')")
+    page.wait_for_selector("#conversation:has-text('Whole')")
+    wait_for_state(page, "idle", 5)
+    assert page.is_hidden("#subtitle")
+
+
+def test_lines_end_when_interrupted(server: Any, visit: Callable[..., Any]) -> None:
+    """Also one that is being fetched, or whose speech the server does not have yet."""
+    page = visit(server)
+    page.click("li:nth-child(1) .sample.user")
+    page.click("li:nth-child(3) .sample.user")  # takes the place of the first
+    until(page, "document.getElementById('subtitle').textContent.includes('bread')", 5)
+    wait_for_state(page, "listening", 5)
+    page.keyboard.press("Escape")
+    wait_for_state(page, "idle", 2)
+    assert page.is_hidden("#subtitle")
+    for line in (".sample.user", ".sample.agent"):
+        page.click(f"{line} >> nth=0")
+        page.keyboard.press("Escape")
+    page.wait_for_timeout(2000)
+    assert page.is_hidden("#subtitle")
+    assert page.get_attribute("html", "data-state") == "idle"
 
 
 def test_the_face_is_chosen_and_uploaded(server: Any, visit: Callable[[Any], Any], tmp_path: Path) -> None:
@@ -263,9 +292,37 @@ def test_the_face_is_chosen_and_uploaded(server: Any, visit: Callable[[Any], Any
         page.click("#face-anyway")
     page.wait_for_selector("#face-note[data-kind=good]")
     page.wait_for_selector("html[data-phase=live]")
+    assert page.locator(".face").count() == len(bundled.portraits()) + 1
     page.click(".remove")
     page.wait_for_selector(".remove", state="detached")
     page.wait_for_selector("html[data-phase=live]")
+
+
+def test_everybody_can_use_it(server: Any, visit: Callable[..., Any]) -> None:
+    """On a phone: without a mouse, with large text, without motion, and with nothing that axe objects to."""
+    page = visit(server, started=False)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.emulate_media(reduced_motion="reduce")
+    for control in ("summary", ".sample.agent"):
+        page.focus(control)
+        page.keyboard.press("Enter")
+    wait_for_state(page, "talking", 20)
+    assert page.get_attribute("#caption", "aria-live") == "polite"
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        complaints = axe.Axe().run(page)
+        assert complaints.violations_count == 0, complaints.generate_report()
+    assert page.evaluate("document.getAnimations().length") == 0
+    controls = page.evaluate(CONTROLS)
+    assert {"microphone", "interrupt", "say-text", "audio-file", "face-file"} <= set(controls)
+    reached = []
+    for _ in range(len(controls) + 10):  # lines and faces have no id
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert set(controls) <= set(reached)
+    for size in ("100%", "200%"):
+        page.evaluate(f"document.documentElement.style.fontSize = '{size}'")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, size
 
 
 # what goes wrong ---------------------------------------------------------------------------------------
@@ -275,6 +332,7 @@ def test_a_killed_engine_is_told_and_replaced(server: Any, visit: Callable[[Any]
     page = visit(server)
     page.click(".sample.agent")
     wait_for_state(page, "talking", 10)
+    page.click("li:nth-child(3) .sample.user")  # the microphone is not missed by a connection that is gone
     killed = time.monotonic()
     os.kill(server.processes()["engine"], signal.SIGKILL)
     until(page, "document.getElementById('caption').textContent.includes('engine')", 3)
@@ -323,7 +381,7 @@ def test_a_killed_browser_frees_its_place_within_the_grace(server: Any, browser:
     finally:
         os.killpg(doomed.pid, signal.SIGKILL)
         doomed.wait()
-    wait_until_free(server, GRACE + 12)  # a peer that says nothing counts as connected for 10 s
+    wait_until_free(server, 13)  # looks once a second whether a peer has said nothing for 10 s: longer than the grace
 
 
 # sync --------------------------------------------------------------------------------------------------
@@ -336,9 +394,9 @@ def beeps(seconds: int) -> Any:
 
 
 def onsets(track: Any, threshold: float) -> Any:
-    """Times at which the second column rises above a threshold."""
-    above = track[:, 1] > threshold
-    return track[1:][above[1:] & ~above[:-1], 0]
+    """Times in ms at which the second column rises above a threshold, for the first time in half a second."""
+    above = track[track[:, 1] > threshold, 0]
+    return above[np.diff(above, prepend=-np.inf) > 500]
 
 
 def test_flash_and_beep_are_together(flashing: Any, visit: Callable[[Any], Any], tmp_path: Path) -> None:
@@ -351,11 +409,10 @@ def test_flash_and_beep_are_together(flashing: Any, visit: Callable[[Any], Any],
         begun = page.evaluate("performance.now()")
         page.set_input_files("#audio-file", tmp_path / "beeps.wav")
         until(page, f"window.heard.some(([at, level]) => at > {begun} && level > {LOUD})", 5)  # the first beep
-        page.wait_for_timeout(8_500)
+        page.wait_for_timeout(7_700)
         sound, picture = onsets(heard(page), LOUD), onsets(np.array(page.evaluate("window.seen")), 150)
-        late = [t for t in sound[-8:] if t > sound[-8:][0] + 5000]
-        skews = [picture[np.abs(picture - t).argmin()] - t for t in late]
-        if len(skews) >= 2 and abs(np.median(skews)) <= 45:
+        skews = [picture[np.abs(picture - t).argmin()] - t for t in sound if t > begun + 5000]
+        if len(skews) >= 3 and abs(np.median(skews)) <= 45:
             break
-    assert len(skews) >= 2
+    assert len(skews) >= 3
     assert abs(np.median(skews)) <= 45, skews

@@ -4,154 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import struct
 import time
 import wave
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("fastapi", reason="needs the extra live")
 pytest.importorskip("dlib", reason="needs the extra live")
 
-from fastapi.testclient import TestClient
+from gateway_app import LOUD, THERE, Open, events, packet, problem, start, until, wav
 from starlette.websockets import WebSocketDisconnect
 
 from streamavatar import bundled
 from streamavatar.serving import voice
-from streamavatar.serving.app import create_app
-from streamavatar.serving.engine_client import Capacity, EngineDied, Timing
-from streamavatar.serving.faces import find_face, portrait_framing
 from streamavatar.serving.sessions import OUTBOX, Outbox
-from streamavatar.serving.settings import ServerSettings
 from streamavatar.serving.speech import synthesizers
-
-HERE, THERE = "http://127.0.0.1:8080", "ws://127.0.0.1:8080"
-
-
-@dataclass
-class FakeEngines:
-    """One fake engine per session, since the fake knows only one."""
-
-    make_engine: Callable[..., Any]
-    info: Any
-    sessions: dict[str, Any] = field(default_factory=dict)
-    calls: list[tuple[str, int]] = field(default_factory=list)
-    faces: set[str] = field(default_factory=set)
-
-    async def encode(self, face: str, picture: np.ndarray) -> None:
-        self.faces.add(face)
-
-    async def forget(self, face: str) -> None:
-        self.faces.discard(face)
-
-    async def open(self, session: str, picture: np.ndarray, seed: int, face: str) -> None:
-        self.faces.add(face)
-        self.sessions[session] = self.make_engine(cost=0.01, calls=self.calls)
-        await self.sessions[session].open(session, picture, seed)
-
-    async def make(self, session: str, index: int, agent: np.ndarray, user: np.ndarray) -> Any:
-        return await self.sessions[session].make(session, index, agent, user)
-
-    async def rollback(self, session: str, index: int) -> None:
-        await self.sessions[session].rollback(session, index)
-
-    async def close_session(self, session: str) -> None:
-        await self.sessions[session].close_session(session)
-
-    async def memory(self) -> int:
-        return 2**20
-
-
-@dataclass
-class FakeKeeper:
-    """An engine that is simply there."""
-
-    engine: Any
-    capacity: Capacity | None
-    ready: bool = True
-    restarts: int = 0
-
-    @property
-    def client(self) -> Any:
-        if not self.ready:
-            raise EngineDied("the engine is starting")
-        return self.engine
-
-
-Open = Callable[..., TestClient]
-
-
-@pytest.fixture
-def open_app(make_engine: Callable[..., Any]) -> Iterator[Open]:
-    """open_app(sessions=2, ready=True, **settings) -> a client of a running app; `client.keeper` is its keeper."""
-    clients: list[TestClient] = []
-
-    def open_it(sessions: int = 2, ready: bool = True, **changes: Any) -> TestClient:
-        info = make_engine().info
-        info.device, info.precision = "cpu", "float32"
-        engine = FakeEngines(make_engine, info)
-        keeper = FakeKeeper(engine, Capacity(sessions, 0.384, {1: Timing(0.1, 0.2, 0.1)}), ready)
-        client = TestClient(create_app(replace(ServerSettings(), **changes), keeper), HERE)
-        client.__enter__()
-        client.keeper = keeper
-        clients.append(client)
-        return client
-
-    yield open_it
-    for client in clients:
-        client.__exit__(None, None, None)
-
-
-def start(client: TestClient, **wish: Any) -> tuple[str, dict[str, str]]:
-    """A session: its path, and the header that opens it."""
-    answer = client.post("/v1/sessions", json=wish)
-    assert answer.status_code == 201, answer.text
-    return f"/v1/sessions/{answer.json()['id']}", {"Authorization": f"Bearer {answer.json()['token']}"}
-
-
-def events(client: TestClient, path: str, key: dict[str, str]) -> Any:
-    return client.websocket_connect(f"{THERE}{path}/events?token={key['Authorization'].split()[1]}")
-
-
-def until(socket: Any, kind: str, seconds: float = 10.0) -> dict[str, Any]:
-    """The next event of a kind."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        event = json.loads(socket.receive_text())
-        if event["type"] == kind:
-            return event
-    raise AssertionError(f"no {kind}")
-
-
-def problem(answer: Any) -> tuple[int, str]:
-    body = answer.json()["error"]
-    assert set(body) == {"code", "message", "retryable"}
-    assert body["message"]
-    return answer.status_code, body["code"]
-
-
-def packet(lane: int, index: int, samples: np.ndarray) -> bytes:
-    return struct.pack(">BQ", lane, index) + samples.astype("<i2").tobytes()
-
-
-def wav(seconds: int) -> bytes:
-    """A recording that is loud throughout."""
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setparams((1, 2, 24000, 0, "NONE", ""))
-        file.writeframes(np.tile(LOUD, seconds).astype("<i2").tobytes())
-    return out.getvalue()
-
-
-LOUD = np.random.default_rng(0).normal(0, 8000, 24000).astype(np.int16)
-
 
 # the server ------------------------------------------------------------------------------------------
 
@@ -461,16 +329,6 @@ def test_a_slow_listener_loses_what_it_can_do_without() -> None:
     assert outbox.overflown  # and the connection is closed
 
 
-@pytest.mark.parametrize("data", [b"", b"not audio at all", bytes(1000), b"RIFF" + bytes(100)])
-def test_bad_recordings(data: bytes, open_app: Open) -> None:
-    client = open_app(audio_bytes=2000)
-    path, key = start(client)
-    answer = client.post(f"{path}/speech", headers=key, content=data)
-    assert problem(answer) == (422, "bad_audio")
-    assert "/tmp" not in answer.text
-    assert problem(client.post(f"{path}/speech", headers=key, content=bytes(2001))) == (413, "too_large")
-
-
 @pytest.mark.parametrize("sdp", ["", "v=0", "garbage\r\n" * 100, "v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"])
 def test_bad_offers(sdp: str, open_app: Open) -> None:
     client = open_app()
@@ -481,113 +339,3 @@ def test_bad_offers(sdp: str, open_app: Open) -> None:
     bad = {"candidate": {"candidate": "candidate:nonsense", "sdpMid": "0"}}
     assert client.patch(f"{path}/offer", headers=key, json=bad).status_code in (204, 422)
     assert problem(client.delete(f"{path}/whep/nobody", headers=key)) == (404, "no_viewer")
-
-
-# pictures --------------------------------------------------------------------------------------------
-
-
-def png(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind, **options)
-    return out.getvalue()
-
-
-def upload(client: TestClient, data: bytes, kind: str = "image/png", **query: str) -> Any:
-    return client.post("/v1/avatars", params=query, content=data, headers={"Content-Type": kind})
-
-
-def portrait_with_a_face() -> np.ndarray:
-    """A bundled portrait, [256, 256, 3], in which the detector finds a face (a drawing is none to every detector)."""
-    pictures = (Image.open(p.path).convert("RGB").resize((256, 256)) for p in bundled.portraits().values())
-    return next(pixels for pixels in map(np.asarray, pictures) if find_face(pixels))
-
-
-NOISE = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
-
-
-def test_an_own_face(open_app: Open) -> None:
-    client = open_app(face_count=2)
-    wide = np.full((300, 700, 3), 180, np.uint8)
-    wide[20:276, 400:656] = portrait_with_a_face()
-    made = upload(client, png(wide, "JPEG", quality=95), "image/jpeg")
-    assert made.status_code == 201, made.text
-    avatar = made.json()
-    assert avatar["own"]
-    kept = client.keeper.engine.faces
-    assert kept == {avatar["id"]}  # encoded before a session asks for it
-    shown = np.asarray(Image.open(io.BytesIO(client.get(avatar["picture"]).content)))
-    assert shown.shape == (512, 512, 3)
-    x, y, width, height = find_face(shown)
-    framing = portrait_framing()
-    assert width == pytest.approx(framing.share * 512, abs=60)  # framed as the bundled ones are
-    assert (x + width / 2, y + height / 2) == pytest.approx((256, framing.middle * 512), abs=40)
-    path, key = start(client, avatar=avatar["id"])
-    assert client.get(path, headers=key).status_code == 200
-    assert avatar in client.get("/v1/avatars").json()["avatars"]
-    assert upload(client, png(NOISE), crop="centre").status_code == 201
-    assert problem(upload(client, png(NOISE), crop="centre")) == (507, "full")
-    assert client.delete(f"/v1/avatars/{avatar['id']}").status_code == 204
-    assert avatar["id"] not in kept
-    assert problem(client.get(avatar["picture"])) == (404, "no_avatar")
-    assert problem(client.delete(f"/v1/avatars/{bundled.DEFAULT_AVATAR}")) == (403, "forbidden")
-
-
-def test_pictures_that_are_refused(open_app: Open) -> None:
-    client = open_app(face_bytes=300_000)
-    assert problem(upload(client, png(NOISE))) == (422, "no_face")
-    assert problem(upload(client, b"GIF89a" + bytes(50), "image/gif")) == (415, "unsupported_type")
-    assert problem(upload(client, b"hello", "image/png")) == (415, "unsupported_type")
-    assert problem(upload(client, png(NOISE), "text/html")) == (415, "unsupported_type")
-    assert problem(upload(client, png(NOISE)[:9000])) == (422, "damaged")
-    assert problem(upload(client, png(NOISE[:40, :40]))) == (422, "too_small")
-    bomb = png(np.zeros((8000, 8000), np.uint8))
-    assert len(bomb) < 300_000
-    assert problem(upload(client, bomb)) == (422, "too_large")
-    assert problem(upload(client, bytes(300_001))) == (413, "too_large")
-
-
-ASSETS = Path(__file__).resolve().parents[2] / ".." / "shared" / "assets" / "portraits"
-
-
-@pytest.mark.skipif(not ASSETS.is_dir(), reason="the folder of real portraits is not here")
-def test_faces_are_found_on_photographs() -> None:
-    pictures = sorted(ASSETS.glob("halfbody_*"))
-    found = [find_face(np.asarray(Image.open(path).convert("RGB"))) for path in pictures]
-    assert len(pictures) >= 10
-    assert all(box is not None and 100 < box[2] < 350 for box in found)
-
-
-# videos ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_offline_videos(open_app: Open) -> None:
-    client = open_app(video_seconds=5.0)
-    job = client.post("/v1/videos", json={"avatar": bundled.DEFAULT_AVATAR, "seconds": 0.5})
-    assert job.status_code == 202
-    name = job.json()["id"]
-    assert problem(client.get(f"/v1/videos/{name}/file")) == (409, "not_ready")
-    assert problem(client.post("/v1/videos", json={"seconds": 1})) == (429, "busy")
-    end = time.monotonic() + 60
-    while (state := client.get(f"/v1/videos/{name}").json())["status"] == "working" and time.monotonic() < end:
-        time.sleep(0.2)
-    assert (state["status"], state["progress"]) == ("done", 1.0), state
-    assert client.get(state["file"]).content[4:8] == b"ftyp"
-
-
-def test_videos_that_are_refused(open_app: Open) -> None:
-    client = open_app(sessions=1, video_seconds=2.0)
-
-    def answer(**wish: Any) -> tuple[int, str]:
-        return problem(client.post("/v1/videos", json=wish))
-
-    long = base64.b64encode(bundled.conversation()[0].read_bytes()).decode()
-    assert answer() == (422, "invalid")
-    assert answer(seconds=3) == (422, "too_long")
-    assert answer(agent_audio="%") == (422, "invalid")
-    assert answer(agent_audio=base64.b64encode(b"noise").decode()) == (422, "bad_audio")
-    assert answer(user_audio=long) == (422, "too_long")
-    assert answer(seconds=1, avatar="nobody") == (404, "no_avatar")
-    assert problem(client.get("/v1/videos/nobody")) == (404, "no_video")
-    start(client)
-    assert answer(seconds=1) == (503, "no_room")

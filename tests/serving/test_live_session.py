@@ -1,10 +1,9 @@
-"""A whole session in virtual time: the clock, the engine's calls, events, barge-in, and what is left afterwards."""
+"""A whole session in virtual time: the clock, the engine's calls, events, and what is left afterwards."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,75 +12,13 @@ from numpy.typing import NDArray
 
 pytest.importorskip("aiortc", reason="the extra 'live' is not installed")
 
+from session_recorder import PICTURE
+
 from streamavatar.errors import UserError
-from streamavatar.models.avatar import AvatarModel
-from streamavatar.serving import live_session
-from streamavatar.serving.engine_client import EngineClient, EngineSettings
 from streamavatar.serving.live_session import LaneFull, LiveSession, LiveSettings
-from streamavatar.serving.playout import FADE_SECONDS
-from streamavatar.serving.viewers import Viewers
 
 Make = Callable[..., NDArray[np.int16]]
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
-PICTURE = np.full((64, 64, 3), 90, np.uint8)
-FADE = round(FADE_SECONDS * 24_000)
-
-
-class LoudVad:
-    def voice(self, samples: NDArray[np.int16]) -> bool:
-        return bool(samples.any())
-
-
-class Recorder:
-    """Runs a session and keeps its ticks and events."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: Any) -> None:
-        self.engine = engine
-        self.events: list[dict[str, Any]] = []
-        self.slots: list[int] = []
-        self.times: list[float] = []
-        self.frames: list[NDArray[np.uint8]] = []
-        self.sound: list[NDArray[np.int16]] = []
-        monkeypatch.setattr(live_session, "make_vad", LoudVad)
-        monkeypatch.setattr(Viewers, "put", self._put)
-
-    def _put(self, slot: int, now: float, frame: NDArray[np.uint8], samples: NDArray[np.int16]) -> None:
-        self.slots.append(slot)
-        self.times.append(now)
-        self.frames.append(frame)
-        self.sound.append(samples)
-
-    async def start(self, settings: LiveSettings | None = None, phase: float | None = None) -> LiveSession:
-        session = LiveSession(
-            self.engine,
-            "a",
-            PICTURE,
-            seed=7,
-            settings=settings or LiveSettings(),
-            on_event=self.events.append,
-            phase=phase,
-        )
-        await session.start()
-        return session
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["type"] == kind]
-
-    @property
-    def heard(self) -> NDArray[np.int16]:
-        return np.concatenate(self.sound)
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch, make_engine: Callable[..., Any]) -> Callable[..., Recorder]:
-    return lambda **engine: Recorder(monkeypatch, make_engine(**engine))
-
-
-async def talk_to(session: LiveSession, voice: NDArray[np.int16], rate: int = 16_000) -> None:
-    """Push the user's voice in 20 ms pieces in real time."""
-    for piece in np.split(voice, range(rate // 50, len(voice), rate // 50)):
-        session.push_user(piece, rate=rate)
-        await asyncio.sleep(0.02)
 
 
 def test_a_minute_is_steady(virtual: Run, recorder: Any, frame_number: Any) -> None:
@@ -213,49 +150,6 @@ def test_late_event_loop_skips_slots_and_sends_no_burst(
     assert (stats["underrun_total"]["loop"], stats["skipped_ticks"]) == (1, 7)
 
 
-@pytest.mark.parametrize("cost", [0.07, 0.4])
-def test_interrupt(virtual: Run, recorder: Any, speech: Make, cost: float) -> None:
-    rec = recorder(cost=cost)
-    samples = speech(6.0)
-    told: dict[str, float] = {}
-
-    async def work() -> None:
-        session = await rec.start()
-        session.push_agent(samples)
-        await asyncio.sleep(2.5)
-        told["at"] = asyncio.get_running_loop().time()
-        told["position"] = session.interrupt()
-        told["slots"] = len(rec.slots)
-        assert session.state == "interrupting"
-        await asyncio.sleep(0.3)
-        session.push_agent(speech(1.0, seed=3))
-        session.end_agent()
-        await asyncio.sleep(5)
-        await session.close("done")
-
-    virtual(work())
-    slots = int(told["slots"])
-    heard = rec.heard
-    sounds = np.flatnonzero(heard[: (slots + 4) * 960])
-    edge = rec.times[slots] + (sounds[-1] - slots * 960) / 24_000
-    assert edge - told["at"] <= 0.06
-    begin = int(sounds[0])
-    np.testing.assert_array_equal(heard[begin : slots * 960], samples[: slots * 960 - begin])
-    assert told["position"] * 24_000 == slots * 960 - begin + FADE
-    first, second = rec.of("agent.speak_ended")
-    assert first["interrupted"]
-    assert first["playback_position"] == pytest.approx(told["position"], abs=1e-6)
-    assert (second["speech"], second["interrupted"], second["playback_position"]) == (2, False, 1.0)
-    rolled = [call for call in rec.engine.calls if call[0] == "rollback"]
-    assert len(rolled) == 1
-    assert [made.index for made in rec.engine.kept] == list(range(1, len(rec.engine.kept) + 1))
-    stats = rec.of("metrics")[-1]
-    assert stats["interrupt_to_silence_seconds"] <= 0.06
-    assert stats["interrupt_to_rest_seconds"] <= 0.48 + cost
-    states = [event["state"] for event in rec.of("agent.state_updated")]
-    assert states == ["talking", "interrupting", "idle", "talking", "idle"]
-
-
 def test_speech_ten_times_too_slow_loses_nothing_and_stalls_nobody(virtual: Run, recorder: Any, speech: Make) -> None:
     rec = recorder()
     samples = speech(1.0)
@@ -280,70 +174,6 @@ def test_speech_ten_times_too_slow_loses_nothing_and_stalls_nobody(virtual: Run,
     assert len(played) > 0.85 * len(samples)  # each pause fades the last 5 ms before it
 
 
-def test_interrupt_while_the_chunk_ahead_is_being_made(virtual: Run, recorder: Any, speech: Make) -> None:
-    """Its result, or failure, comes later and does no harm; the chunk is made again at once."""
-    rec = recorder(cost=0.3)
-
-    async def work() -> None:
-        session = await rec.start()
-        session.push_agent(speech(4.0))
-        await asyncio.sleep(0.3 + 0.48 + 0.1)
-        assert rec.engine.calls[-1] == ("make", 3)
-        session.interrupt()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert rec.engine.calls[-2:] == [("rollback", 3), ("make", 3)]
-        await asyncio.sleep(2)
-        assert not session.ended.done()
-        await session.close("done")
-
-    virtual(work())
-    assert not rec.engine.kept[2].agent.any()
-    assert rec.of("error") == []
-
-
-def test_server_barges_in(virtual: Run, recorder: Any, speech: Make) -> None:
-    rec = recorder()
-
-    async def work() -> None:
-        session = await rec.start()
-        session.push_agent(speech(10.0))
-        await asyncio.sleep(2)
-        session.server_barge_in = True  # as the page's switch does, in the middle of a session
-        rec.events.clear()
-        begin = session.seconds
-        await talk_to(session, speech(0.5, 16_000))
-        (ended,) = rec.of("agent.speak_ended")
-        assert ended["interrupted"]
-        assert ended["time"] - begin == pytest.approx(0.2 + 0.06, abs=0.045)
-        session.push_agent(speech(1.0))  # the client did not know yet
-        assert session.queued_seconds == 0
-        await asyncio.sleep(2)
-        await session.close("done")
-
-    virtual(work())
-    assert rec.of("agent.state_updated")[-1]["state"] == "idle"
-
-
-def test_user_over_agent_without_server_barge_in(virtual: Run, recorder: Any, speech: Make) -> None:
-    rec = recorder()
-
-    async def work() -> None:
-        session = await rec.start(LiveSettings(overlap="user"))
-        session.push_agent(speech(2.5))
-        session.end_agent()
-        await asyncio.sleep(1.2)
-        await talk_to(session, speech(4.0, 16_000))
-        await asyncio.sleep(1)
-        await session.close("done")
-
-    virtual(work())
-    states = [event["state"] for event in rec.of("agent.state_updated")]
-    assert states == ["talking", "interrupting", "listening", "idle"]
-    assert not rec.of("agent.speak_ended")[0]["interrupted"]
-    assert sum(bool(made.user.any()) for made in rec.engine.kept) >= 8  # the model hears the user all the time
-
-
 def test_lane_full_is_told(virtual: Run, recorder: Any, speech: Make) -> None:
     rec = recorder()
 
@@ -361,13 +191,18 @@ def test_lane_full_is_told(virtual: Run, recorder: Any, speech: Make) -> None:
     ]
 
 
-def test_gap_is_told(virtual: Run, recorder: Any, speech: Make) -> None:
+def test_gaps_and_repeats_are_told(virtual: Run, recorder: Any, speech: Make) -> None:
     rec = recorder()
 
     async def work() -> None:
         session = await rec.start()
         session.push_user(speech(0.1, 16_000), index=0)
         session.push_user(speech(0.1, 16_000), index=3200)
+        session.push_agent(speech(0.1), index=0)
+        session.push_agent(speech(0.1), index=1200)
+        stats = session.stats()
+        assert stats["lost_samples"] == {"agent": 0, "user": 1600}
+        assert stats["repeated_samples"] == {"agent": 1200, "user": 0}
         await session.close("done")
 
     virtual(work())
@@ -533,47 +368,3 @@ def test_trace_has_what_happened(virtual: Run, recorder: Any, speech: Make) -> N
         "late chunk: repeat",
         "talking",
     } <= names
-
-
-# with the real engine --------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_real_engine(
-    monkeypatch: pytest.MonkeyPatch, make_model: Callable[..., AvatarModel], tmp_path: Path, speech: Make
-) -> None:
-    """A random model, interrupted: it shows what a session shows that was never asked for the dropped chunk."""
-    make_model().save(tmp_path / "model")
-    picture = np.random.default_rng(1).integers(0, 255, (64, 96, 3), np.uint8)
-    kept: dict[int, tuple[NDArray[np.int16], NDArray[np.int16]]] = {}
-
-    async def work() -> tuple[Recorder, dict[str, Any], list[NDArray[np.uint8]]]:
-        engine = await EngineClient.start(EngineSettings(model=tmp_path / "model", threads=1, sessions=2))
-        make = engine.make
-
-        async def noted(session: str, index: int, agent: NDArray[np.int16], user: NDArray[np.int16]) -> Any:
-            kept[index] = agent, user
-            return await make(session, index, agent, user)
-
-        rec = Recorder(monkeypatch, engine)
-        session = LiveSession(engine, "a", picture, seed=7, settings=LiveSettings(), on_event=rec.events.append)
-        with monkeypatch.context() as patched:
-            patched.setattr(engine, "make", noted)
-            await session.start()
-            session.push_agent(speech(5.0))
-            await asyncio.sleep(1.2)
-            assert session.interrupt() > 0.5
-            await asyncio.sleep(1.6)
-            await session.close("done")
-        await engine.open("b", picture, 7)
-        expected = [frame for index in sorted(kept) for frame in (await engine.make("b", index, *kept[index])).frames]
-        await engine.stop()
-        return rec, session.stats(), expected
-
-    rec, stats, expected = asyncio.run(work())
-    assert stats["rollbacks"] == 1
-    first = next(n for n, frame in enumerate(rec.frames) if (frame == expected[0]).all())
-    shown = rec.frames[first:]
-    frames = [frame for n, frame in enumerate(shown) if n == 0 or frame is not shown[n - 1]]
-    assert all(np.array_equal(a, b) for a, b in zip(frames, expected, strict=False))
-    assert len(frames) > 48

@@ -181,7 +181,7 @@ def test_user_reaches_the_model(live: Any, make_engine: Any) -> None:
         spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
         assert np.argmax(spectrum) * 16_000 / len(heard) == pytest.approx(300, abs=5)
         assert np.abs(heard).max() == pytest.approx(9000, rel=0.25)
-        assert session.last_seen > asyncio.get_running_loop().time() - 1.5
+        assert session.heard_at > asyncio.get_running_loop().time() - 1.5
         await client.close()
 
     live(work)

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra live")
 
+import httpx
 from fastapi.testclient import TestClient
 
 from streamavatar.errors import UserError
@@ -56,6 +57,22 @@ def test_foreign_pages_may_look_but_not_act() -> None:
         assert answer.headers["access-control-allow-origin"] == "http://evil.example"
     assert origin_allowed(None, "a", ())
     assert not origin_allowed("null", "a", ())
+
+
+def test_no_path_leads_to_files() -> None:
+    """`settings.py` lies beside the page's folder. Sent as they are: the usual clients tidy paths up."""
+    places = ("", "/v1/samples", "/v1/avatars", "/v1/videos", "/v1/sessions")
+    paths = ("/../settings.py", "/..%2fsettings.py", "/%2e%2e/settings.py", "//etc/passwd", "/..\\settings.py", "/%00")
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(create_app(ServerSettings(), NoEngine()))
+        async with httpx.AsyncClient(transport=transport) as client:
+            urls = (f"{place}{path}".encode() for place in places for path in paths)
+            return [await client.get(httpx.URL("http://127.0.0.1:8080", raw_path=url)) for url in urls]
+
+    for answer in asyncio.run(ask()):
+        assert answer.status_code in (401, 404, 405), (answer.url, answer.text)
+        assert "ServerSettings" not in answer.text
 
 
 def test_the_servers_token() -> None:

@@ -33,7 +33,8 @@ def create_app(settings: ServerSettings, keeper: Keeper | None = None) -> FastAP
         settings: see there.
         keeper: of an engine that somebody else starts and stops; by default the app runs its own.
     """
-    faces, metrics = Faces(settings.face_count), Metrics()
+    faces = Faces(settings.face_count, settings.faces_per_client, settings.face_keep_seconds)
+    metrics = Metrics()
     supervisor = Supervisor(settings.engine, on_death=lambda reason: registry.engine_died()) if keeper is None else None
     registry = Registry(settings, keeper or supervisor, faces, metrics)  # type: ignore[arg-type]
 

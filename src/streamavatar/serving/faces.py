@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
 import numpy as np
@@ -50,37 +51,52 @@ class Face:
 class Faces:
     """The bundled portraits and the uploads; nothing of a client's touches the disk.
 
+    Uploads are not listed: whoever knows an id may use it.
+
     Args:
-        most: uploads that are kept.
+        most, most_per_client: uploads that are kept, of all clients and of each.
+        keep_seconds: how long an upload is kept that nobody asks for.
         side: of the kept pictures, in pixels.
     """
 
-    def __init__(self, most: int, side: int = 512) -> None:
-        self._most, self._side = most, side
-        self._known = {
+    def __init__(self, most: int, most_per_client: int, keep_seconds: float, side: int = 512) -> None:
+        self._most, self._most_per_client, self._keep_seconds, self._side = most, most_per_client, keep_seconds, side
+        self._bundled = {
             p.name: Face(p.name, p.name.capitalize(), p.description, False, file=p.path)
             for p in bundled.portraits().values()
         }
+        self._uploads: dict[str, Face] = {}
+        self._used: dict[str, float] = {}
 
-    def seen_by(self, client: str) -> list[Face]:
-        """The bundled portraits, and what the client at this address uploaded."""
-        return [face for face in self._known.values() if not face.own or face.owner == client]
+    @property
+    def listed(self) -> list[Face]:
+        """Those that everybody sees."""
+        return list(self._bundled.values())
 
     def get(self, name: str) -> Face:
         """Raises ApiProblem 404."""
-        if name not in self._known:
+        face = self._bundled.get(name) or self._uploads.get(name)
+        if face is None:
             raise ApiProblem(404, "no_avatar", f"there is no avatar {name!r}")
-        return self._known[name]
+        if face.own:
+            self._used[name] = monotonic()
+        return face
 
     def find(self, name: str | None) -> Face:
         """The same, with a bundled one for no name."""
         return self.get(name or bundled.DEFAULT_AVATAR)
 
+    def stale(self) -> list[str]:
+        """The uploads that nobody has asked for as long as they are kept."""
+        now = monotonic()
+        return [name for name, used in list(self._used.items()) if now - used > self._keep_seconds]
+
     def add(self, data: bytes, kind: str, crop: Crop, owner: str = "") -> Face:
         """Check and keep an upload; slow, so not for the event loop.
 
         Raises:
-            ApiProblem: 415 for what is no PNG, JPEG or WebP, 422 for a picture that cannot be used, 507 when full.
+            ApiProblem: 415 for what is no PNG, JPEG or WebP, 422 for a picture that cannot be used, 507 when full (for
+                all or for this client).
         """
         picture = _decode(data, kind)
         if min(picture.size) < LEAST_SIDE:
@@ -93,17 +109,18 @@ class Faces:
             Image.fromarray(image_from_array(pixels, self._side, self._side)).save(out, "PNG")
         except UserError as error:
             raise ApiProblem(422, "bad_picture", str(error)) from error
-        if sum(face.own for face in self._known.values()) >= self._most:
+        uploads = list(self._uploads.values())
+        if len(uploads) >= self._most or sum(face.owner == owner for face in uploads) >= self._most_per_client:
             raise ApiProblem(507, "full", "the server keeps no more pictures: delete one first")
         face = Face(secrets.token_urlsafe(12), "Your picture", "Uploaded picture", True, out.getvalue(), owner=owner)
-        self._known[face.id] = face
+        self._uploads[face.id], self._used[face.id] = face, monotonic()
         return face
 
     def delete(self, name: str) -> None:
         """Raises ApiProblem 404, and 403 for a bundled portrait."""
         if not self.get(name).own:
             raise ApiProblem(403, "forbidden", "bundled portraits cannot be deleted")
-        del self._known[name]
+        del self._uploads[name], self._used[name]
 
 
 def _decode(data: bytes, kind: str) -> Image.Image:

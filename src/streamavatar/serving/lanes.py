@@ -52,13 +52,16 @@ class Intake:
         rate: of the lane, Hz.
         fps: ticks per second.
         gap: called with the samples (at the lane's rate) that never came.
+
+    Attributes:
+        lost, repeated: samples that never came, and that came again, at the lane's rate.
     """
 
     def __init__(self, rate: int, fps: int, gap: Gap) -> None:
         self._rate, self._fps, self._gap = rate, fps, gap
         self._expected: int | None = None
         self._resampler = StreamResampler(rate, rate, fps)
-        self.gaps = self.repeats = 0
+        self.lost = self.repeated = 0
 
     def check(self, samples: Int16, rate: int) -> None:
         """Raise UserError for what cannot be taken."""
@@ -78,13 +81,13 @@ class Intake:
                 missing = 0
             repeated = min(max(-missing, 0), len(samples))
             self._expected = index + max(-missing, len(samples))
-            self.repeats += repeated
+            self.repeated += round(repeated * self._rate / rate)
             samples = samples[repeated:]
         elif self._expected is not None:
             self._expected += len(samples)
         if missing > 0:
             lost = round(missing * self._rate / rate)
-            self.gaps += lost
+            self.lost += lost
             self._gap(lost)
             if fill:
                 samples = np.concatenate((np.zeros(missing, np.int16), samples))
@@ -175,7 +178,7 @@ class AgentLane:
         self._capacity = round(capacity * AGENT_RATE)
         self._prebuffer = round(prebuffer * AGENT_RATE)
         self._timeout = timeout
-        self._intake = Intake(AGENT_RATE, fps, gap)
+        self.intake = Intake(AGENT_RATE, fps, gap)
         self._samples = bytearray()  # of all speeches, those that are taken removed
         self._speeches: deque[Speech] = deque()
         self._discard_until = 0.0
@@ -194,18 +197,18 @@ class AgentLane:
 
     def push(self, samples: Int16, rate: int, index: int | None, now: float) -> None:
         """Add to the open speech, or begin one. Raises LaneFull, UserError; the lane is then as before."""
-        self._intake.check(samples, rate)
+        self.intake.check(samples, rate)
         size = round(len(samples) * AGENT_RATE / rate)
         if size > self._capacity:
             raise UserError(f"send at most {self._capacity / AGENT_RATE:.0f} s of audio at once, in pieces if longer")
         if (excess := len(self._samples) // 2 + size - self._capacity) > 0:
             raise LaneFull(excess / AGENT_RATE)
         if now < self._discard_until:
-            self._intake.take(samples, rate, index, fill=False)
+            self.intake.take(samples, rate, index, fill=False)
             self._discard_until = now + DISCARD_SECONDS
             return
         speech = self.open
-        fresh = self._intake.take(samples, rate, index, fill=speech is not None)
+        fresh = self.intake.take(samples, rate, index, fill=speech is not None)
         if speech is None:
             if not len(samples):
                 return
@@ -219,7 +222,7 @@ class AgentLane:
         """The open speech is complete."""
         self._discard_until = 0.0
         if speech := self.open:
-            self._add(speech, self._intake.flush())
+            self._add(speech, self.intake.flush())
             speech.ended = True
 
     def expire(self, now: float) -> None:
@@ -234,7 +237,7 @@ class AgentLane:
         """Forget all that waits, and return its speeches, ended. With `discard`, drop what still comes of the last."""
         if discard and self.open:
             self._discard_until = now + DISCARD_SECONDS
-        self._intake.flush()
+        self.intake.flush()
         self._samples.clear()
         dropped = list(self._speeches)
         self._speeches.clear()
@@ -350,7 +353,7 @@ class UserLane:
         self._tick = USER_RATE // fps
         self._least, self._most = round(least * USER_RATE), round(most * USER_RATE)
         self._limit = USER_RATE
-        self._intake = Intake(USER_RATE, fps, gap)
+        self.intake = Intake(USER_RATE, fps, gap)
         self._samples = bytearray()
         self._playing = False
         self._spare: deque[int] = deque(maxlen=fps // 2)
@@ -361,8 +364,8 @@ class UserLane:
 
     def push(self, samples: Int16, rate: int, index: int | None) -> None:
         """Raises UserError for a rate that cannot be taken."""
-        self._intake.check(samples, rate)
-        self._samples += self._intake.take(samples, rate, index).tobytes()
+        self.intake.check(samples, rate)
+        self._samples += self.intake.take(samples, rate, index).tobytes()
         self._drop(len(self._samples) // 2 - self._limit)
 
     def tick(self) -> Int16:

@@ -125,7 +125,6 @@ class LiveSession:
 
     Attributes:
         ended: resolves with the reason once the session is closed, by whom ever (also when the engine dies).
-        last_seen: when the client was last heard of, on the loop's clock.
         server_barge_in: as in the settings; may be changed at any time.
     """
 
@@ -181,7 +180,6 @@ class LiveSession:
         self._pacer: Pacer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
-        self._heard_at = self._loop.time()
         self.ended: asyncio.Future[str] = self._loop.create_future()
 
     # life ------------------------------------------------------------------------------------------
@@ -241,7 +239,6 @@ class LiveSession:
 
         `index` is the number of the first sample, counted at `rate` over the whole session. Raises LaneFull, UserError.
         """
-        self.touch()
         try:
             self._agent.push(samples, rate, index, self._loop.time())
         except LaneFull as error:
@@ -252,12 +249,10 @@ class LiveSession:
 
     def end_agent(self) -> None:
         """The speech being pushed is complete: it plays to its end, and the next push starts another."""
-        self.touch()
         self._agent.end()
 
     def push_user(self, samples: Int16, *, rate: int = 16000, index: int | None = None) -> None:
         """What the user says now, int16 mono [S]. Raises UserError."""
-        self.touch()
         self._user.push(samples, rate, index)
 
     def interrupt(self) -> float | None:
@@ -266,10 +261,6 @@ class LiveSession:
         Returns the seconds of the current speech that were played, None if there was nothing to say.
         """
         return self._interrupt(by_server=False)
-
-    def touch(self) -> None:
-        """Note that the client is there."""
-        self._heard_at = self._loop.time()
 
     def _gap(self, lane: str, samples: int) -> None:
         self._emit("audio_buffer.gap", lane=lane, samples=samples)
@@ -310,6 +301,8 @@ class LiveSession:
         lead = self._playout.lead_ticks * self._clock.tick_seconds
         used = self._playout.made(ask, chunk.frames)
         self._timeline.span("engine", f"chunk {ask.index}", begin, now, used=used, again=ask.again)
+        if used:
+            self._timeline.count("lead", now, round(lead, 3))
         self._figures.chunk(chunk.seconds, lead if used else None)
 
     # the clock -------------------------------------------------------------------------------------
@@ -339,7 +332,6 @@ class LiveSession:
         if self._slot >= self._metrics_slot:
             self._metrics_slot = self._slot + self._clock.fps
             self._emit("metrics", **self.stats())
-        self._timeline.count("lead", now, self._playout.lead_ticks)
 
     def _before_phase(self, now: float) -> bool:
         """Whether the first chunk should wait for this session's turn."""
@@ -431,9 +423,10 @@ class LiveSession:
         return peer is not None and peer.state == "connected"
 
     @property
-    def last_seen(self) -> float:
+    def heard_at(self) -> float:
+        """When the user's peer was last heard of, on the loop's clock; 0 while there is none."""
         peer = self._viewers.user
-        return max(self._heard_at, peer.heard_at if peer else 0.0)
+        return peer.heard_at if peer else 0.0
 
     def stats(self) -> dict[str, Any]:
         """Figures under the metrics' names."""
@@ -449,6 +442,8 @@ class LiveSession:
             "dropped_ticks": self._viewers.dropped,
             "rollbacks": counts.rollbacks,
             "queued_seconds": round(self.queued_seconds, 3),
+            "lost_samples": {"agent": self._agent.intake.lost, "user": self._user.intake.lost},
+            "repeated_samples": {"agent": self._agent.intake.repeated, "user": self._user.intake.repeated},
             "late_user_samples": self._user.late,
             "viewers": self._viewers.count,
         }

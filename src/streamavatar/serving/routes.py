@@ -50,7 +50,7 @@ async def house_of(request: Request) -> House:
 
 
 def address_of(request: Request) -> str:
-    """Of the client; a proxy in front is one client for all behind it."""
+    """Of the client; what a proxy on this machine says of it, else a proxy is one client for all behind it."""
     return request.client.host if request.client else ""
 
 
@@ -156,9 +156,9 @@ def _avatar(face: Face) -> dict[str, Any]:
 
 
 @avatars.get("", response_model=bodies.AvatarList, dependencies=[Depends(admitted)])
-async def list_avatars(request: Request, house: HouseIn) -> dict[str, Any]:
-    """The bundled portraits and this client's uploads. Others' can be used by whoever has their id."""
-    return {"avatars": [_avatar(face) for face in house.faces.seen_by(address_of(request))]}
+async def list_avatars(house: HouseIn) -> dict[str, Any]:
+    """The bundled portraits. Uploads are not listed: whoever has the id may use one."""
+    return {"avatars": [_avatar(face) for face in house.faces.listed]}
 
 
 @avatars.get("/{avatar}/picture", response_class=Response, responses=documented(422))

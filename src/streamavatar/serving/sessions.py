@@ -170,6 +170,9 @@ class Registry:
     async def forget(self, face: str) -> None:
         """Delete an upload here and in the engine; its sessions go on. Raises ApiProblem as `Faces.delete` does."""
         self.faces.delete(face)
+        await self._let_go(face)
+
+    async def _let_go(self, face: str) -> None:
         with suppress(EngineDied):
             await self.keeper.client.forget(face)
 
@@ -269,19 +272,21 @@ class Registry:
     # watching --------------------------------------------------------------------------------------
 
     async def watch(self, every: float = 0.5) -> None:
-        """Runs for ever: ends sessions whose client has gone or whose time is over."""
+        """Runs for ever: ends sessions whose client has gone or whose time is over, and forgets stale uploads."""
         while True:
             await asyncio.sleep(every)
+            for face in self.faces.stale():
+                self.faces.delete(face)
+                self._spawn(self._let_go(face))
             now = asyncio.get_running_loop().time()
             for entry in self.entries:
                 live = entry.live
                 if entry.closed:
                     continue
-                if live.connected:  # `live.last_seen` would count a long speech that we feed ourselves
-                    entry.seen = now
+                entry.seen = max(entry.seen, live.heard_at)
                 if now - entry.began > 60 * self.settings.max_minutes:
                     self._spawn(live.close("The session's time is over."))
-                elif now - entry.seen > self.settings.grace_seconds:
+                elif now - entry.seen > self.settings.grace_seconds and not live.connected:
                     self._spawn(live.close("The client has gone."))
 
     async def close_all(self, reason: str) -> None:

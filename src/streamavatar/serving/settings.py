@@ -34,7 +34,8 @@ class ServerSettings:
         max_minutes: length of a session.
         grace_seconds: how long a session lives on without its client.
         drain_seconds: how long a stopping server waits for its sessions.
-        face_bytes, face_count: largest upload of a picture, and how many are kept.
+        face_bytes: largest upload of a picture.
+        face_count, faces_per_client, face_keep_seconds: how many are kept, and how long one that nobody asks for.
         audio_bytes: largest upload of speech.
         audio_seconds: longest speech in one upload.
         upload_seconds: within which a request's body must arrive.
@@ -58,6 +59,8 @@ class ServerSettings:
     drain_seconds: float = 30.0
     face_bytes: int = 10_000_000
     face_count: int = 64
+    faces_per_client: int = 16
+    face_keep_seconds: float = 86_400.0
     audio_bytes: int = 20_000_000
     audio_seconds: float = 600.0
     upload_seconds: float = 30.0

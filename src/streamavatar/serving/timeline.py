@@ -13,10 +13,10 @@ class Timeline:
 
     Args:
         name: of the session.
-        capacity: events that are kept.
+        capacity: events that are kept; the default is a quarter of an hour of chunks and speech, and 3 MB.
     """
 
-    def __init__(self, name: str, capacity: int = 20_000) -> None:
+    def __init__(self, name: str, capacity: int = 5_000) -> None:
         self._name = name
         self._events: deque[dict[str, Any]] = deque(maxlen=capacity)
 

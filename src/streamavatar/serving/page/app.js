@@ -1,9 +1,10 @@
 // Ties the page together: what is chosen, the session that runs, and what the controls do to it.
 
 import { Api } from "./api.js";
-import { Microphone, UserSample } from "./audio.js";
+import { Microphone } from "./audio.js";
 import { OwnFaces } from "./faces.js";
 import { Live } from "./live.js";
+import { Talk } from "./talk.js";
 import * as ui from "./ui.js";
 
 const { $ } = ui;
@@ -14,10 +15,12 @@ const faces = new OwnFaces(api);
 
 let phase = "off";
 let live = null;
+let talk = null; // what is said in it
 let run = null; // AbortController of the session that runs or is being opened
 let avatars = [];
 let chosen = null;
-let userSample = null;
+let conversing = false;
+const waiting = []; // what to do once the session runs, or does not
 let restarts = 0; // in a row, without a session that lasted
 let lastEnd = ""; // why the session before ended, until the next one shows a picture
 const RESTARTS = 5;
@@ -52,6 +55,7 @@ async function start() {
     const session = await openSession(signal);
     if (signal.aborted) return void api.close(session).catch(() => {});
     live = new Live(api, session, handlers(signal));
+    talk = new Talk(api, live, ui.subtitle);
     ui.caption("Connected. The first picture is being made …");
     showEngine(session);
     showServer().catch(() => {}); // only a label
@@ -76,6 +80,7 @@ async function openSession(signal) {
 
 async function countDown(error, signal) {
   setPhase("waiting");
+  showServer().catch(() => {}); // only a label
   const why = lastEnd || (error.code === "full" ? "The server is full." : sentence(error.message));
   for (let left = Math.ceil(error.retryAfter ?? 5); left > 0; left -= 1) {
     ui.caption(`${why} Trying again in ${seconds(left)}.`, "warning");
@@ -101,8 +106,9 @@ async function withToken(call) {
 async function stop(message = "Stopped.", kind = "") {
   const ending = live;
   run?.abort();
-  run = live = null;
-  userSample?.stop();
+  talk?.close();
+  run = live = talk = null;
+  for (const { reject } of waiting.splice(0)) reject(new Stopped());
   $("video").srcObject = null;
   document.documentElement.dataset.state = "idle";
   $("screen").classList.remove("playing");
@@ -110,6 +116,25 @@ async function stop(message = "Stopped.", kind = "") {
   ui.caption(message, kind);
   await ending?.close();
   showServer().catch(() => {});
+}
+
+class Stopped extends Error {}
+
+// The person wants a session.
+function startAfresh() {
+  restarts = 0;
+  lastEnd = "";
+  start();
+}
+
+const running = () => phase === "live" || phase === "trouble";
+
+// Talk of the session that runs; one is started where there is none. Rejects with Stopped if it comes to nothing.
+function talking() {
+  if (running()) return Promise.resolve(talk);
+  const opened = new Promise((resolve, reject) => waiting.push({ resolve, reject }));
+  if (!run) startAfresh();
+  return opened;
 }
 
 // The session ended without being asked to.
@@ -152,7 +177,7 @@ function handlers(signal) {
       live.report({ av_skew_seconds: measured.skew, received_fps: measured.fps });
     }),
     trouble: current((text) => {
-      if (phase !== "live" && phase !== "trouble") return;
+      if (!running()) return;
       setPhase(text ? "trouble" : "live");
       if (text) ui.caption(text, "warning");
       else ui.showState(document.documentElement.dataset.state);
@@ -168,8 +193,10 @@ const EVENTS = {
     document.documentElement.dataset.state = state;
     if (phase === "live") ui.showState(state);
   },
-  "agent.speak_ended": ({ interrupted, playback_position: position }) => {
-    if (interrupted) ui.announce(`Interrupted after ${position.toFixed(1)} seconds of speech.`);
+  "agent.speak_started": ({ speech }) => talk.started(speech),
+  "agent.speak_ended": ({ speech, interrupted, playback_position: position }) => {
+    talk.ended(speech, interrupted);
+    if (interrupted && position > 0) ui.announce(`Interrupted after ${position.toFixed(1)} seconds of speech.`);
   },
   "audio_buffer.full": ({ lane }) => {
     if (lane === "agent") ui.note("say-note", "The avatar still has a lot to say. Please wait a little.", "warning");
@@ -188,54 +215,44 @@ function onPicture() {
   lastEnd = "";
   setPhase("live");
   ui.showState(document.documentElement.dataset.state);
+  for (const { resolve } of waiting.splice(0)) resolve(talk);
   const lasting = run.signal;
   setTimeout(() => lasting.aborted || (restarts = 0), LASTED);
 }
 
 // what the person does --------------------------------------------------------------------------------
 
-// Runs something that needs the session; what the server refuses is shown under the text box.
-async function tell(action) {
-  if (!live) return void ui.note("say-note", "Press Start first, then the avatar can speak.", "warning");
+// Lets something be said in the session. What the server refuses is shown under the text box.
+// Gives what `lines` gives, null where it failed.
+async function tell(lines) {
   ui.note("say-note", "");
   try {
-    await action(live.session);
+    return await lines(await talking());
   } catch (error) {
-    ui.note("say-note", sentence(error.message));
+    if (!(error instanceof Stopped) && running()) ui.note("say-note", sentence(error.message));
+    return null;
   }
 }
 
 async function say() {
   const text = $("say-text").value.trim();
   if (!text) return;
-  await tell(async (session) => {
-    await api.say(session, text);
-    $("say-text").value = "";
-  });
+  $("say-text").value = "";
+  const said = await tell((session) => session.say(text));
+  if (said === null && !$("say-text").value) $("say-text").value = text; // to try again
 }
 
-function playSample(sample) {
-  if (sample.lane === "agent") {
-    return tell(async (session) => {
-      const audio = await api.sample(sample.id);
-      await api.speak(session, audio, audio.type);
-    });
-  }
-  return tell(async (session) => {
-    userSample?.stop();
-    const audio = await api.sample(sample.id);
-    const playing = live;
-    const ended = () => {
-      userSample = null;
-      playing.microphone(microphone.track);
-    };
-    await playing.microphone(null); // one voice at a time
-    userSample = new UserSample(session.user_rate, (samples) => playing.sendUser(samples), ended);
-    await userSample.play(audio);
-  });
+async function converse(lines) {
+  if (conversing) return running() ? interrupt() : stop();
+  conversing = true;
+  ui.showConversing(true);
+  await tell((session) => session.converse(lines));
+  conversing = false;
+  ui.showConversing(false);
 }
 
 async function toggleMicrophone() {
+  talk?.hush();
   if (microphone.track) {
     await live?.microphone(null);
     microphone.off();
@@ -252,9 +269,7 @@ async function toggleMicrophone() {
 }
 
 async function interrupt() {
-  if (!live) return;
-  userSample?.stop();
-  await live.interrupt().catch((error) => ui.caption(sentence(error.message), "warning"));
+  await talk?.interrupt().catch((error) => ui.caption(sentence(error.message), "warning"));
 }
 
 // avatars ---------------------------------------------------------------------------------------------
@@ -308,14 +323,15 @@ async function removeFace(avatar) {
 // the server ------------------------------------------------------------------------------------------
 
 function showEngine(session) {
-  $("engine").textContent = `${session.width}×${session.height} pixels, ${session.fps} frames per second.`;
+  $("engine-size").textContent = `${session.width}×${session.height} pixels, ${session.fps} frames per second.`;
 }
 
 async function showServer() {
   const capacity = await api.capacity();
-  const { active, sessions, model, draining } = capacity;
+  const { active, sessions, model, device, draining } = capacity;
   const places = draining ? "shutting down" : `${active} of ${sessions} ${sessions === 1 ? "place" : "places"} taken`;
-  $("server").textContent = `${model} · ${places}`;
+  $("server").textContent = places;
+  $("engine").textContent = `${model} on ${device}.`;
   figures.capacity(capacity);
   if (!capacity.speech) ui.noSynthesizer();
 }
@@ -331,11 +347,7 @@ async function waitForServer() {
 }
 
 function bind() {
-  $("play").addEventListener("click", () => {
-    restarts = 0;
-    lastEnd = "";
-    start();
-  });
+  $("play").addEventListener("click", startAfresh);
   $("stop").addEventListener("click", () => stop());
   $("microphone").addEventListener("click", toggleMicrophone);
   $("interrupt").addEventListener("click", interrupt);
@@ -351,7 +363,7 @@ function bind() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !$("token-dialog").open) interrupt();
   });
-  ui.onFile($("drop"), $("audio-file"), (file) => tell((session) => api.speak(session, file, file.type)));
+  ui.onFile($("drop"), $("audio-file"), (file) => tell((session) => session.speak(file)));
   ui.onFile($("who"), $("face-file"), uploadFace);
   // A file dropped beside the areas must not replace the page.
   for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
@@ -364,7 +376,9 @@ async function load() {
   $("connection").open = matchMedia("(min-width: 860px)").matches; // where there is room for it
   waitForServer();
   try {
-    ui.showSamples(await api.samples(), playSample);
+    const lines = await api.samples();
+    ui.showSamples(lines, (line) => tell((session) => session.play(line)));
+    $("conversation").addEventListener("click", () => converse(lines));
     await loadAvatars();
   } catch (error) {
     ui.caption(sentence(error.message), "error");

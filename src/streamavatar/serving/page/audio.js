@@ -46,34 +46,49 @@ function loudness(samples) {
 export class UserSample {
   #context = new AudioContext();
   #timer = 0;
+  #stopped = false;
+  #end;
+  #over = new Promise((resolve) => (this.#end = resolve));
 
-  constructor(rate, send, ended) {
-    Object.assign(this, { rate, send, ended });
+  constructor(rate, send) {
+    Object.assign(this, { rate, send });
   }
 
-  async play(blob) {
-    const bytes = await blob.arrayBuffer();
-    const heard = await this.#context.decodeAudioData(bytes.slice(0));
-    const samples = int16(await resampled(heard, this.rate));
-    const source = this.#context.createBufferSource();
-    source.buffer = heard;
-    source.connect(this.#context.destination);
-    source.start();
+  // `begins` is called when it begins to be heard. Tells at the end whether all of it was.
+  async play(blob, begins) {
+    try {
+      const heard = await this.#context.decodeAudioData(await blob.arrayBuffer());
+      const samples = int16(await resampled(heard, this.rate));
+      if (this.#stopped) return false;
+      const source = this.#context.createBufferSource();
+      source.buffer = heard;
+      source.connect(this.#context.destination);
+      source.start();
+      this.#give(samples);
+      begins();
+      return await this.#over;
+    } finally {
+      this.stop();
+    }
+  }
+
+  stop(whole = false) {
+    if (this.#stopped) return;
+    this.#stopped = true;
+    clearInterval(this.#timer);
+    this.#context.close();
+    this.#end(whole);
+  }
+
+  #give(samples) {
     const piece = Math.round(this.rate / 25);
     const begin = performance.now();
     let sent = 0;
     this.#timer = setInterval(() => {
       const due = Math.min(samples.length, Math.floor((performance.now() - begin) / 40 + 1) * piece);
       for (; sent < due; sent += piece) this.send(samples.subarray(sent, Math.min(sent + piece, samples.length)));
-      if (sent >= samples.length) this.stop();
+      if (sent >= samples.length) this.stop(true);
     }, 40);
-  }
-
-  stop() {
-    if (this.#context.state === "closed") return;
-    clearInterval(this.#timer);
-    this.#context.close();
-    this.ended();
   }
 }
 

@@ -13,6 +13,7 @@ export class Live {
   #events = null;
   #peer = null;
   #microphone = null;
+  #held = false; // the microphone is not sent
   #over = false;
   #cutSince = 0;
   #renewing = false;
@@ -36,7 +37,17 @@ export class Live {
 
   microphone(track) {
     this.#microphone = track;
-    return this.#peer?.microphone(track);
+    return this.#peer?.microphone(this.#voice);
+  }
+
+  // While a recording stands in for the user, the microphone is not sent.
+  holdMicrophone(yes) {
+    this.#held = yes;
+    return this.#peer?.microphone(this.#voice);
+  }
+
+  get #voice() {
+    return this.#held ? null : this.#microphone;
   }
 
   sendUser(samples) {
@@ -117,7 +128,7 @@ export class Live {
       candidate: (candidate) => this.api.candidate(this.session, candidate).catch(() => {}), // one of many
     });
     this.#peer = peer;
-    await peer.connect(async (sdp) => (await this.api.offer(this.session, sdp, signal)).sdp, this.#microphone);
+    await peer.connect(async (sdp) => (await this.api.offer(this.session, sdp, signal)).sdp, this.#voice);
   }
 
   // The media path is dead: a new connection to the same session, which has kept its memory.

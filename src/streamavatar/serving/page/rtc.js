@@ -44,8 +44,9 @@ export class Peer {
     this.#watch = setInterval(() => this.#measure(), WATCH);
   }
 
-  microphone(track) {
-    return this.#audio.sender.replaceTrack(track);
+  // One that is closed needs none: the next is given it when it connects.
+  async microphone(track) {
+    if (this.#connection.signalingState !== "closed") await this.#audio.sender.replaceTrack(track);
   }
 
   close() {

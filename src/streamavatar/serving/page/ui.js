@@ -25,7 +25,6 @@ export function showPhase(phase) {
   $("play").hidden = on;
   $("stop").disabled = !on;
   for (const id of ["microphone", "interrupt"]) $(id).disabled = !live;
-  $("say-send").disabled = !live || $("say-text").disabled;
   const words = { off: "off", starting: "connecting", waiting: "waiting", trouble: "reconnecting" };
   if (phase in words) $("pill-text").textContent = words[phase];
 }
@@ -52,6 +51,13 @@ let stateSentence = "";
 export function announce(text) {
   caption(text);
   announcement = setTimeout(() => caption(stateSentence), ANNOUNCED);
+}
+
+// The words that are heard now, for those who do not hear them.
+export function subtitle(who, words) {
+  $("subtitle").hidden = !words;
+  $("subtitle-who").textContent = `${who}:`;
+  $("subtitle-words").textContent = words;
 }
 
 export function note(id, text, kind = "error") {
@@ -113,14 +119,19 @@ export function showFaces(avatars, chosen, choose, remove) {
 export function showSamples(samples, play) {
   $("samples").replaceChildren(
     ...samples.map((sample) => {
-      const what = `${sample.lane === "user" ? "it hears" : "it says"}, ${Math.round(sample.seconds)} s`;
-      const words = [sample.title, " ", element("small", { textContent: what })];
-      const button = element("button", { type: "button", className: `sample ${sample.lane}` }, ...words);
+      const who = element("small", { textContent: `${sample.lane === "user" ? "You" : "Avatar"} ` });
+      const title = sample.lane === "user" ? "The avatar hears this as your voice" : "The avatar says this";
+      const button = element("button", { type: "button", className: `sample ${sample.lane}`, title }, who, sample.title);
       button.dataset.sample = sample.id;
-      button.addEventListener("click", () => play(sample, button));
+      button.addEventListener("click", () => play(sample));
       return element("li", {}, button);
     }),
   );
+}
+
+export function showConversing(yes) {
+  $("conversation").classList.toggle("on", yes);
+  $("conversation-label").textContent = yes ? "Stop the conversation" : "Whole conversation";
 }
 
 // Drag and drop onto an area, and its file input, give one file each time.
@@ -143,22 +154,24 @@ export function onFile(area, input, take) {
 
 const ms = (seconds) => `${Math.round(1000 * seconds)} ms`;
 
-// Label, value from what the server and the browser say, how to write it. Unknown values show a dash.
+// Label, value from what the server and the browser say, how to write it. Unknown values show a dash. Those that matter
+// most come first, and large.
+const LARGE = 4;
 const FIGURES = {
-  fps: ["Frames received", (all) => all.fps, (value) => `${value.toFixed(1)} /s`],
-  skew: ["Picture ahead of sound", (all) => all.skew, (value) => `${value < 0 ? "−" : ""}${ms(Math.abs(value))}`],
   firstFrame: ["First frame", (all) => all.first_frame_seconds, ms],
   rtf: ["Real-time factor", (all) => all.rtf, (value) => value.toFixed(2)],
+  skew: ["Lip-sync skew", (all) => all.skew, (value) => `${value < 0 ? "−" : ""}${ms(Math.abs(value))}`],
+  dropped: ["Ticks dropped", (all) => all.dropped_ticks, String],
+  fps: ["Frames received", (all) => all.fps, (value) => `${value.toFixed(1)} /s`],
   chunk: ["Chunk now", (all) => all.chunk_seconds?.total, ms],
   p50: ["Chunk, median", (all) => all.p50, ms],
-  p99: ["Chunk, 99th percentile", (all) => all.p99, ms],
+  p99: ["Chunk, slowest 1 %", (all) => all.p99, ms],
   lead: ["Lead", (all) => all.lead_seconds, ms],
   mouth: ["Speech to mouth", (all) => all.speech_to_mouth_seconds, ms],
   silence: ["Interrupt to silence", (all) => all.interrupt_to_silence_seconds, ms],
   queued: ["Speech queued", (all) => all.queued_seconds, (value) => `${value.toFixed(1)} s`],
   roundTrip: ["Round trip", (all) => all.roundTrip, ms],
   late: ["Late chunks", (all) => all.underrun_total?.repeat + all.underrun_total?.freeze, String],
-  dropped: ["Ticks dropped", (all) => all.dropped_ticks, String],
   repeated: ["Ticks repeated", (all) => all.repeated_ticks, String],
   lost: ["Packets lost", (all) => all.packetsLost, String],
 };
@@ -169,10 +182,11 @@ export class Figures {
   #limit = 0; // seconds; a chunk that takes longer than it plays is late
 
   constructor() {
-    const rows = Object.entries(FIGURES).map(([name, [label]]) => {
+    const rows = Object.entries(FIGURES).map(([name, [label]], place) => {
       const value = element("dd", { textContent: "–" });
       value.dataset.figure = name;
-      return element("div", {}, element("dt", { textContent: label }), value);
+      const className = place < LARGE ? "large" : "";
+      return element("div", { className }, element("dt", { textContent: label }), value);
     });
     $("figures").replaceChildren(...rows);
   }
