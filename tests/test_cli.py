@@ -297,6 +297,13 @@ def test_train_refuses_bad_settings(words: list[str], message: str, run: Run, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_train_resume_needs_a_run(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("train", "micro", "--resume", "--out", tmp_path / "none")
+    assert status == 2
+    assert "no run to go on with" in err
+    assert not (tmp_path / "none").exists()
+
+
 def test_train_on_a_full_disk_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from streamavatar.training import stages
 

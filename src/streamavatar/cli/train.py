@@ -30,6 +30,7 @@ def train(
         list[str] | None, typer.Option("--set", help="key=value, for example teacher.steps=100.")
     ] = None,
     device: DeviceOption = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Only go on with a run that is there already.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if left out.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print memory, work and days, and train nothing.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="How many GPUs --dry-run reckons with.")] = 1,
@@ -61,6 +62,8 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     folder = out or Path("runs") / recipe
+    if resume and not (folder / "recipe.json").exists():
+        raise UserError(f"{folder}: no run to go on with; leave out --resume to begin one")
     with _world(device) as world:
         if world.first:
             _print_memory(settings, wanted, folder, world.size)

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamavatar.config import FlowCodecConfig, ModelConfig, TransformerConfig
-from streamavatar.data.flow import flow_to_reference
+from streamavatar.data.flow import flow_to_reference, motion_of
 from streamavatar.data.prepare import Footage
 from streamavatar.draws import Draws
 from streamavatar.geometry import Geometry
-from streamavatar.models.codec.flow import RIM, FlowCodec
+from streamavatar.models.codec.flow import RIM, FlowCodec, Motion
 from streamavatar.training.methods.codec import FlowDecoderMethod, fit_flow, to_unit
 
 SIZE, LATENTS = 64, 6
@@ -45,8 +45,10 @@ def footage() -> Footage:
     frames = np.stack([swaying(seed) for seed in range(8)])
     mouths = torch.zeros(8, 1 + LATENTS, 4, 4)
     mouths[:, :, 2, 1:3] = 0.5
-    flows = np.stack([flow_to_reference(clip, CONFIG.patch(GEOMETRY)).half().numpy() for clip in frames])
-    return Footage(frames, mouths, flows)
+    motions = [motion_of(clip, FlowCodec(CONFIG, GEOMETRY)) for clip in frames]
+    return Footage(
+        frames, mouths, Motion(*(torch.cat([getattr(m, name) for m in motions]) for name in ("pose", "flow")))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def busy(fitted: FlowCodec) -> FlowCodec:
 def encoded(codec: FlowCodec, frames: np.ndarray) -> tuple[Tensor, Tensor]:
     """A clip and its latents."""
     clip = to_unit(frames)[None]
-    return clip, codec.encode(clip, flow_to_reference(frames, codec.patch)[None])
+    return clip, codec.encode(clip, motion_of(frames, codec))
 
 
 def test_flow_says_where_pixels_come_from() -> None:
@@ -92,7 +94,7 @@ def test_the_maps_alone_follow_an_unseen_clip(fitted: FlowCodec) -> None:
     still = (clip[:, :, :1] - clip[:, :, 1:]).square().mean()
     assert error < 0.15 * still
     without = latents.clone()
-    without[:, fitted.looks + fitted.flows :] = 0
+    without[:, fitted.looks + CONFIG.flow :] = 0
     assert error < 0.9 * (fitted.decode(without[:, :, 1:], state)[0] - clip[:, :, 1:]).square().mean()
 
 
@@ -115,7 +117,7 @@ def test_channels_are_of_one_order(fitted: FlowCodec, footage: Footage) -> None:
 
 
 def test_a_clip_needs_its_flow(fitted: FlowCodec) -> None:
-    with pytest.raises(ValueError, match="optical flow"):
+    with pytest.raises(ValueError, match="its motion"):
         fitted.encode(torch.zeros(1, 3, 5, SIZE, SIZE))
 
 
@@ -155,9 +157,9 @@ def test_a_window_is_decoded_in_its_place(windowed: FlowCodec) -> None:
     """Whole pictures show in the window what the window alone shows, and stand still at their borders."""
     frames = swaying(25).repeat(2, axis=1).repeat(2, axis=2)
     clip = to_unit(frames)[None]
-    flow = flow_to_reference(frames[:, 8:72, 16:80], windowed.patch)[None]
-    latents = windowed.encode(clip, flow)
-    assert torch.equal(latents, windowed.encode(windowed.cut(clip), flow))
+    motion = motion_of(frames[:, 8:72, 16:80], windowed)
+    latents = windowed.encode(clip, motion)
+    assert torch.equal(latents, windowed.encode(windowed.cut(clip), motion))
     assert latents.shape[-2:] == (4, 4)
     reference, state = windowed.open(clip[:, :, 0])
     assert torch.equal(reference, latents[:, :, :1])
