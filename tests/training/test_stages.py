@@ -76,7 +76,7 @@ def test_from_parts_to_a_model_folder(recipe: Recipe, tmp_path: Path, make_clips
         for name, value in expected.state_dict().items():
             stored = model.state_dict()[f"{part}.{name}"]
             assert torch.equal(stored, value.bfloat16().float()) or torch.equal(stored, value), name
-    torch.testing.assert_close(model.transformer.reference_scale, given.codec.spread / given.codec.scale)
+    torch.testing.assert_close(model.transformer.reference_scale, given.codec.latent_spread)
     assert model.transformer.head.head.weight.any()
 
     frames = read_video(tmp_path / "run" / "student" / "samples" / "step-0000004.mp4")

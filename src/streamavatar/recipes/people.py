@@ -20,19 +20,20 @@ def people() -> Recipe:
     there are fewer than `clips`, they come again changed (`data.augment`). docs/results.md says how far this has been
     trained.
     """
-    channels = 96
+    channels, patch = 80, 8
     model = ModelConfig(
         name="people-256",
-        geometry=Geometry(height=256, width=256, spatial_stride=32, latent_channels=channels),
+        geometry=Geometry(height=256, width=256, spatial_stride=32, patch=patch, latent_channels=channels),
         codec=FlowCodecConfig(
-            appearance=20, pose=16, flow=16, widths=(128, 96, 64), window=(48, 56, 160, 160), face=(128, 127)
+            appearance=20, pose=12, flow=12, widths=(128, 96, 64), window=(48, 56, 160, 160), face=(128, 127)
         ),
         transformer=TransformerConfig(
-            dim=256,
-            ffn_dim=1024,
-            heads=4,
-            layers=6,
+            dim=320,
+            ffn_dim=1280,
+            heads=5,
+            layers=5,
             latent_channels=channels,
+            patch=patch,
             prediction="sample",
             residual=True,
             reference_channels=True,

@@ -355,7 +355,7 @@ def teacher_stage(run: Run) -> None:
     """Train the bidirectional teacher."""
     recipe, model = run.recipe, run.build("audio", "linear")
     if recipe.model.transformer.reference_channels:
-        model.transformer.reference_scale.copy_(model.codec.spread / model.codec.scale)
+        model.transformer.reference_scale.copy_(model.codec.latent_spread)
     run.keep(_teach(run, model, recipe.teaching, recipe.teacher, "teacher"), "teacher")
 
 

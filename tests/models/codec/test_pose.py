@@ -85,7 +85,7 @@ def test_what_a_head_does_is_in_the_channels_of_the_pose_alone() -> None:
         latents = codec.encode(clip, motion_of(frames, codec))
         shown, _ = codec.decode(latents[:, :, 1:], codec.open(clip[:, :, 0])[1])
         assert (shown - clip[:, :, 1:]).square().mean() < 0.05 * (clip[:, :, :1] - clip[:, :, 1:]).square().mean()
-        _, head, flow, _ = (latents * codec.scale[:, None, None, None]).split(codec.groups, dim=1)
+        _, head, flow, _ = (latents * codec.scale[:, None]).split(codec.groups, dim=1)
         energy[pose] = flow.square().sum()
         torch.testing.assert_close(head, head[..., :1, :1].expand_as(head))
         assert head[:, :, 1:].any() == bool(pose)

@@ -17,6 +17,10 @@ all that run time encodes. The reference latent has appearance, and zeros for th
 
 Latents may be of a window alone (`FlowCodecConfig.window`), where faces are. Training sees nothing else; at run time
 the rest of a whole picture stands still, but for what the motion at the window's borders takes along.
+
+Where all pictures have the face at the same place (`FlowCodecConfig.face`), an unmoved head has its mouth in the same
+cells. Each cell then has components of its own for flow and rest, a mouth's for the mouth; what is around the face
+moves with it, and is not coded at all.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from torch.nn import functional
 from streamavatar.config import FlowCodecConfig
 from streamavatar.geometry import Geometry
 from streamavatar.models.codec.light import ResidualBlock, warp
-from streamavatar.models.codec.pose import NUMBERS, field, steadied
+from streamavatar.models.codec.pose import NUMBERS, face, field, steadied
 
 FLOW_CELLS = 2.0
 """Displacement in cells of the flow's grid that the flow head's unit stands for."""
@@ -126,7 +130,7 @@ class FlowCodec(nn.Module):
     flow_map: Tensor
     rest_map: Tensor
     scale: Tensor
-    spread: Tensor
+    latent_spread: Tensor
 
     def __init__(self, config: FlowCodecConfig, geometry: Geometry) -> None:
         super().__init__()
@@ -138,12 +142,15 @@ class FlowCodec(nn.Module):
         small, time = config.cell(geometry) // config.pool, geometry.temporal_stride
         grid = config.cell(geometry) // self.patch
         sizes = {"look": 3 * small**2, "pose": NUMBERS * time, "flow": 2 * time * grid**2, "rest": 3 * time * small**2}
+        self.places = (geometry.latent_height, geometry.latent_width) if config.face else (1, 1)
         for (name, size), count in zip(sizes.items(), self.groups, strict=True):
             start = torch.empty(count, size)
-            self.register_buffer(f"{name}_map", nn.init.orthogonal_(start) if count else start)
+            if count:
+                nn.init.orthogonal_(start)
+            self.register_buffer(f"{name}_map", start if name in ("look", "pose") else start.repeat(*self.places, 1, 1))
         self.register_buffer("look_mean", torch.zeros(3 * small**2))
-        self.register_buffer("scale", torch.ones(geometry.latent_channels))
-        self.register_buffer("spread", torch.ones(geometry.latent_channels))
+        self.register_buffer("scale", torch.ones(geometry.latent_channels, *self.places))
+        self.register_buffer("latent_spread", torch.ones(geometry.latent_channels))
         self.detail = FlowBranch(config, geometry, 2 * sum(self.groups[1:]) + self.looks)
 
     # blocks ----------------------------------------------------------------------------------------
@@ -159,23 +166,36 @@ class FlowCodec(nn.Module):
 
     def flows_of(self, flow: Tensor) -> Tensor:
         """Flow [B, 2, 4 n, H/p, W/p] of the frames after the reference to blocks [B, n, h, w, 2 * 4 * cells]."""
-        return _cells(_latents(flow, self.geometry.temporal_stride), self.geometry.latent_height)
+        return _cells(_latents(self._on_face(flow), self.geometry.temporal_stride), self.geometry.latent_height)
 
     def rests_of(self, frames: Tensor) -> Tensor:
         """Differences [B, 3, 4 n, H, W] to blocks [B, n, h, w, 3 * 4 * cell * cell]."""
-        return _cells(_latents(self._small(frames), self.geometry.temporal_stride), self.geometry.latent_height)
+        small = self._on_face(self._small(frames))
+        return _cells(_latents(small, self.geometry.temporal_stride), self.geometry.latent_height)
+
+    def _on_face(self, values: Tensor) -> Tensor:
+        """Values [..., H, W] of unmoved heads, where they are coded."""
+        return values * face(*values.shape[-2:], values.device) if self.config.face else values
+
+    def _analysed(self, blocks: Tensor, components: Tensor) -> Tensor:
+        """Blocks [B, n, h, w, size] to coefficients [B, n, h, w, count]."""
+        return torch.einsum("bnyxs,yxcs->bnyxc", blocks, components.expand(*blocks.shape[2:4], -1, -1))
+
+    def _made(self, code: Tensor, components: Tensor) -> Tensor:
+        """Coefficients [N, count, h, w] to blocks [N, h, w, size]."""
+        return torch.einsum("ncyx,yxcs->nyxs", code, components.expand(*code.shape[2:], -1, -1))
 
     def _flow(self, code: Tensor) -> Tensor:
         """Coefficients [N, flows, h, w] to flow [N, 4, 2, H/p, W/p], in cells of its grid."""
         return (
-            _whole(code.movedim(1, -1) @ self.flow_map, 2 * self.geometry.temporal_stride)
+            _whole(self._made(code, self.flow_map), 2 * self.geometry.temporal_stride)
             .unflatten(1, (2, -1))
             .transpose(1, 2)
         )
 
     def _rest(self, code: Tensor) -> Tensor:
         """Coefficients [N, rests, h, w] to pictures [N, 4, 3, H, W]."""
-        small = _whole(code.movedim(1, -1) @ self.rest_map, 3 * self.geometry.temporal_stride)
+        small = _whole(self._made(code, self.rest_map), 3 * self.geometry.temporal_stride)
         large = (
             functional.interpolate(small, scale_factor=self.config.pool, mode="bilinear")
             if self.config.pool > 1
@@ -217,8 +237,8 @@ class FlowCodec(nn.Module):
         if motion is None:
             raise ValueError("a clip is encoded with its motion")
         pose = (self.poses_of(motion.pose[:, 1:]) @ self.pose_map.t())[:, :, None, None]
-        flow = self.flows_of(motion.flow[:, :, 1:]) @ self.flow_map.t()
-        rest = self.unexplained(frames, motion) @ self.rest_map.t()
+        flow = self._analysed(self.flows_of(motion.flow[:, :, 1:]), self.flow_map)
+        rest = self._analysed(self.unexplained(frames, motion), self.rest_map)
         cells = flow.shape[:-1]
         look, pose = (x.expand(*cells, -1) for x in (look[:, None], pose))
         return self._scaled(torch.cat((still, torch.cat((look, pose, flow, rest), -1)), 1))
@@ -242,7 +262,7 @@ class FlowCodec(nn.Module):
 
     def unexplained(self, frames: Tensor, motion: Motion) -> Tensor:
         """What the latents' flow leaves of windows after the reference, as blocks; arguments as :meth:`encode`."""
-        code = (self.flows_of(motion.flow[:, :, 1:]) @ self.flow_map.t()).flatten(0, 1).movedim(-1, 1)
+        code = self._analysed(self.flows_of(motion.flow[:, :, 1:]), self.flow_map).flatten(0, 1).movedim(-1, 1)
         moves = self._flow(code).unflatten(0, (frames.shape[0], -1)).flatten(1, 2)
         later = frames[:, :, 1:]
         if self.config.pose:
@@ -250,7 +270,7 @@ class FlowCodec(nn.Module):
         return self.rests_of(later - warp(frames[:, :, 0], self._pixels(moves)).transpose(1, 2))
 
     def _scaled(self, code: Tensor) -> Tensor:
-        return (code / self.scale).permute(0, 4, 1, 2, 3).contiguous()
+        return (code / self.scale.movedim(0, -1)).permute(0, 4, 1, 2, 3).contiguous()
 
     def open(self, picture: Tensor) -> tuple[Tensor, FlowState]:
         """Reference picture [B, 3, H, W] in -1..1 to its latent [B, C, 1, h, w] and the state to decode from."""
@@ -308,7 +328,7 @@ class FlowCodec(nn.Module):
         [B * T, 4, 2, H/p, W/p] and rest [B * T, 4, 3, H, W].
         """
         with torch.autocast(latents.device.type, enabled=False):
-            code = (latents * self.scale[:, None, None, None]).transpose(1, 2).flatten(0, 1)
+            code = (latents * self.scale[:, None]).transpose(1, 2).flatten(0, 1)
             _, pose, flow, rest = code.split(self.groups, dim=1)
             head = None
             if self.config.pose:

@@ -20,6 +20,8 @@ RIGID = (0.28, 0.72, 0.19, 0.53)
 """Left, right, top and bottom of the part of a face that moves as a whole."""
 ACROSS, DOWN = (0.31, 0.5), (0.72, 1.0)
 """Shares of the window, from its middle sideways and from its top down, up to which the map holds and where it ends."""
+FACE_ACROSS, FACE_UP, FACE_DOWN = (0.27, 0.42), (0.4, 0.5), (0.36, 0.5)
+"""Shares of the window, from its middle sideways, up and down, up to which everything is face and where nothing is."""
 ROUNDS, KNEE = 2, 0.1
 """Reweightings; error in cells beyond which a cell counts less."""
 INVERSIONS = 4
@@ -60,6 +62,13 @@ def field(pose: Tensor, height: int, width: int) -> Tensor:
     down, right = _axes(height, width, pose.device)
     fade = _smooth((right - 0.5).abs(), *ACROSS) * _smooth(down, *DOWN)
     return torch.einsum("...ci,yxi->...cyx", pose, (_terms(down, right) * fade[..., None]).to(pose))
+
+
+def face(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """How far cells of a window belong to the face of an unmoved head, 0 to 1, [height, width]."""
+    down, right = _axes(height, width, device)
+    upright = _smooth(0.5 - down, *FACE_UP) * _smooth(down - 0.5, *FACE_DOWN)
+    return _smooth((right - 0.5).abs(), *FACE_ACROSS) * upright
 
 
 def _smooth(place: Tensor, begin: float, end: float) -> Tensor:

@@ -124,28 +124,38 @@ def fit_flow(
         frames = [0, *(f for k in chosen.tolist() for f in codec.geometry.latent_frames(k))]
         return to_unit(footage.frames[clip][frames])[None], _motion(footage, clip, frames), footage.mouths[clip][chosen]
 
-    sizes = (codec.pose_map.shape[1], codec.flow_map.shape[1], codec.rest_map.shape[1])
-    poses, flows, rests = (torch.zeros(size, size) for size in sizes)
+    def products(blocks: Tensor, mouth: Tensor) -> Tensor:
+        """Sums of products of blocks [1, n, h, w, size]: of every cell, or of some anywhere and at the mouth."""
+        if codec.places == (1, 1):
+            blocks = blocks.flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)][:, None, None]
+        else:
+            blocks = blocks[0]
+        return torch.einsum("nyxs,nyxt->yxst", blocks, blocks)
+
+    poses = torch.zeros(codec.pose_map.shape[1], codec.pose_map.shape[1])
+    flows, rests = (torch.zeros(*m.shape[:2], m.shape[-1], m.shape[-1]) for m in (codec.flow_map, codec.rest_map))
     for clip in range(len(footage.frames)):
         _, motion, mouth = some(clip)
-        moves = codec.flows_of(motion.flow[:, :, 1:]).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
         heads = codec.poses_of(motion.pose[:, 1:])[0]
-        flows, poses = flows + moves.t() @ moves, poses + heads.t() @ heads
+        poses += heads.t() @ heads
+        flows += products(codec.flows_of(motion.flow[:, :, 1:]), mouth)
     codec.pose_map.copy_(_components(poses, len(codec.pose_map)))
-    codec.flow_map.copy_(_components(flows, len(codec.flow_map)))
+    codec.flow_map.copy_(_components(flows, codec.flow_map.shape[2]))
     for clip in range(len(footage.frames)):
         pictures, motion, mouth = some(clip)
-        unexplained = codec.unexplained(pictures, motion).flatten(0, 3)[_picks(mouth, 400, mouth_share, generator)]
-        rests += unexplained.t() @ unexplained
-    codec.rest_map.copy_(_components(rests, len(codec.rest_map)))
+        rests += products(codec.unexplained(pictures, motion), mouth)
+    codec.rest_map.copy_(_components(rests, codec.rest_map.shape[2]))
 
     codec.scale.fill_(1)
-    found = [codec.encode(pictures, motion) for pictures, motion, _ in map(some, range(len(footage.frames)))]
-    spread = torch.cat(found).square().mean((0, 2, 3, 4)).sqrt().clamp_min(1e-6)
+    found = torch.cat([codec.encode(pictures, motion) for pictures, motion, _ in map(some, range(len(footage.frames)))])
+    spread = found.square().mean((0, 2)).sqrt()
+    if codec.places == (1, 1):
+        spread = spread.square().mean((1, 2), keepdim=True).sqrt()
     # Appearance is given, never made. The others: half-way between even channels and their own spread, see `fit_scale`.
-    look, *others = spread.split(codec.groups)
+    look, *others = spread.clamp_min(1e-6).split(codec.groups)
+    look = look.square().mean((1, 2), keepdim=True).sqrt().expand_as(look)
     codec.scale.copy_(torch.cat([look, *((group * group.square().mean().sqrt()).sqrt() for group in others)]))
-    codec.spread.copy_(spread)
+    codec.latent_spread.copy_((spread / codec.scale).square().mean((1, 2)).sqrt().clamp_min(1e-3))
 
 
 def _motion(footage: Footage, clip: int, frames: list[int] | slice) -> Motion:
@@ -155,10 +165,14 @@ def _motion(footage: Footage, clip: int, frames: list[int] | slice) -> Motion:
     return Motion(pose.float()[None], flow.float()[None])
 
 
-def _components(covariance: Tensor, count: int) -> Tensor:
-    """The `count` largest principal components, as rows."""
-    _, vectors = torch.linalg.eigh(covariance)
-    return vectors.flip(1)[:, :count].t()
+def _components(products: Tensor, count: int) -> Tensor:
+    """The `count` largest principal components of sums of products [..., size, size], as rows [..., count, size]."""
+    size = products.shape[-1]
+    least = 1e-6 * products.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-6)
+    # Cells where nothing happens have components too: any, but always the same.
+    products = products + least[..., None, None] * torch.linspace(1, 2, size).diag()
+    _, vectors = torch.linalg.eigh(products)
+    return vectors.flip(-1)[..., :count].transpose(-2, -1)
 
 
 def decoder_method(codec: LightCodec | FlowCodec, footage: Footage) -> Method:
