@@ -12,10 +12,11 @@ from streamavatar.training.trainer import TrainConfig
 
 
 def people() -> Recipe:
-    """Every stage of the paper at 12 M parameters.
+    """Every stage of the paper at 15 M parameters.
 
     Latents say how the reference picture moves (`models.codec.flow`), within a window of 160x160 pixels on the face.
-    They have 8x8 cells, 16 tokens, so that two cores can train the transformer, and 96 channels. Clips are whole
+    A face that is always in its place needs no tokens that are alike wherever they are: a latent's 8x8 cells are one
+    token, so two cores train the transformer with 16 times as many clips as with tokens of 2x2 cells. Clips are whole
     dialogues of 3.5 s, whose first frame is a neutral reference, since many people teach more than long clips; where
     there are fewer than `clips`, they come again changed (`data.augment`). docs/results.md says how far this has been
     trained.
@@ -42,10 +43,10 @@ def people() -> Recipe:
     return Recipe(
         model=model,
         audio=TrainConfig(steps=1200, batch=32, lr=2e-3, bf16=False, save_every=200),
-        decoder=TrainConfig(steps=5000, batch=8, lr=1e-3, save_every=200),
-        teacher=TrainConfig(steps=2000, batch=16, lr=1.2e-3, warmup=100, ema=0.995, save_every=100),
-        student=TrainConfig(steps=400, batch=16, lr=4e-4, warmup=50, save_every=50),
-        sid=TrainConfig(steps=360, batch=8, lr=5e-5, betas=(0.0, 0.999), weight_decay=0.0, warmup=20, save_every=30),
+        decoder=TrainConfig(steps=2000, batch=6, lr=1e-3, save_every=200),
+        teacher=TrainConfig(steps=4000, batch=64, lr=1e-3, warmup=100, ema=0.998, save_every=200),
+        student=TrainConfig(steps=600, batch=32, lr=4e-4, warmup=50, save_every=100),
+        sid=TrainConfig(steps=360, batch=16, lr=5e-5, betas=(0.0, 0.999), weight_decay=0.0, warmup=20, save_every=30),
         distillation=SidConfig(),
         adversarial=TrainConfig(
             steps=200, batch=8, lr=2e-5, betas=(0.0, 0.99), weight_decay=0.0, warmup=20, save_every=20
@@ -57,7 +58,7 @@ def people() -> Recipe:
         dialogues=64,
         varied_speech=True,
         codec_clips=256,
-        clips=1536,
+        clips=2048,
         pairs=512,
         solver_steps=16,
     )

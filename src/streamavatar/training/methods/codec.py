@@ -23,6 +23,8 @@ from streamavatar.training.trainer import Method
 
 MOUTH, LEFT = 8, 4
 """How much more a pixel counts that the mouth covers, and at most one that is hard."""
+OFFERED = 3
+"""Pieces of a clip from which the hardest is taken."""
 
 
 def to_unit(frames: np.ndarray | Tensor) -> Tensor:
@@ -225,6 +227,8 @@ class DecoderMethod(Method):
 class FlowDecoderMethod(Method):
     """The branch of a flow codec, on short pieces of clips; the maps stay as fitted.
 
+    Of a few pieces of a clip the hardest is taken: mouths are wide open for a small part of the time.
+
     Args:
         codec: with its maps fitted.
         footage: clips with their motion.
@@ -241,8 +245,12 @@ class FlowDecoderMethod(Method):
     def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
         geometry, frames, count = self.codec.geometry, self.footage.frames, self.latents
         clip = draws.randint(0, len(frames), batch).tolist()
-        first = draws.randint(1, geometry.latents_of(frames.shape[1]) - count + 1, batch).tolist()
         seen = [self._latents_and_weight(c) for c in clip]
+        offered = draws.randint(1, geometry.latents_of(frames.shape[1]) - count + 1, batch, OFFERED).tolist()
+        first = [
+            max(ks, key=lambda k, w=w: float(w[k - 1 : k - 1 + count].sum()))
+            for (_, w), ks in zip(seen, offered, strict=True)
+        ]
         z = torch.stack([x[:, k - 1 : k + count].float() for (x, _), k in zip(seen, first, strict=True)])
         weight = torch.stack([w[k - 1 : k - 1 + count].float() for (_, w), k in zip(seen, first, strict=True)])
         spans = [slice(f := geometry.latent_frames(k)[0], f + count * geometry.temporal_stride) for k in first]
