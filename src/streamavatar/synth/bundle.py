@@ -1,33 +1,43 @@
-"""Makes the demo inputs that ship: eight portraits and one conversation, with their truth.
+"""Makes the demo inputs that ship: eight portraits of rendered people and one conversation, with its truth.
 
-The same identities can be rendered again from their seeds, so that a generated video of a bundled portrait
-has a truth to compare with. Run `main(Path("src/streamavatar/assets"))` after changing the puppets.
+Run `main(Path("src/streamavatar/assets"), Path("makehuman"))`, the latter with the packs that docs/synthetic-people.md
+names. No portrait's person is in a data set of `streamavatar data synth`, whose people have other seeds.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from streamavatar.seeds import seed_for
 from streamavatar.synth.dialogue import Dialogue, Lane, Speaker, scripted_dialogue
+from streamavatar.synth.human.assets import Assets
+from streamavatar.synth.human.build import build_figure
+from streamavatar.synth.human.figure import Camera, Figure, Motion, Pixels
+from streamavatar.synth.human.identity import HumanIdentity
+from streamavatar.synth.human.motion import move
+from streamavatar.synth.human.render import Renderer
+from streamavatar.synth.human.scene import head_box, random_scene
+from streamavatar.synth.human.truth import landmarks
 from streamavatar.synth.performance import neutral
-from streamavatar.synth.puppet import PuppetIdentity, PuppetRenderer
 from streamavatar.synth.speech import SAMPLE_RATE
 
-# name -> (identity seed, description); chosen by looking at many seeds.
+# name -> (number of the person, description); chosen by looking at many.
 PORTRAITS: dict[str, tuple[int, str]] = {
-    "ada": (104, "Woman with dark curls and a blue blazer"),
-    "ben": (156, "Man with brown hair, stubble and a green blazer"),
-    "clara": (189, "Woman with long red hair and a bright green jumper"),
-    "david": (168, "Man with short black hair, stubble and a purple jumper"),
-    "emi": (157, "Woman with a black bob and a tan blazer"),
-    "farid": (137, "Man with a black beard, round glasses and a blue shirt"),
-    "grace": (150, "Woman with long grey hair and a teal roll-neck"),
-    "hugo": (131, "Man with blond hair and a purple jumper"),
+    "ada": (35, "Woman with long dark hair and a purple top"),
+    "ben": (27, "Man with short brown hair and a blue shirt"),
+    "clara": (33, "Woman with long red hair and a striped shirt"),
+    "david": (37, "Man with short black hair and a grey jacket"),
+    "emi": (38, "Woman with short black hair and a pink top"),
+    "farid": (34, "Man with dark hair and a purple polo shirt"),
+    "grace": (50, "Woman with long grey hair and a green jumper"),
+    "hugo": (22, "Man with blond hair and a dark purple polo shirt"),
 }
+SIZE, FACE = 256, (128, 127)
+"""Of the portraits, and where the default model's codec wants the middle between eyes and mouth, in pixels."""
 
 TURNS = (
     ("user", "Hi there! How was your weekend?"),
@@ -37,9 +47,27 @@ TURNS = (
 )
 
 
-def portrait(seed: int, size: int = 256) -> np.ndarray:
-    """The neutral pose of an identity, RGB uint8 [size,size,3]."""
-    return PuppetRenderer(PuppetIdentity.random(seed), size).render(neutral(1), 0)
+def portrait(number: int, assets: Assets, renderer: Renderer) -> Pixels:
+    """A person at rest, with the face where `FACE` says, RGB uint8 [size,size,3]."""
+    seed = seed_for(2, "portrait", number)
+    figure = build_figure(assets, HumanIdentity.random(seed, assets))
+    motion = move(figure, neutral(1), 0)
+    scene = random_scene(seed_for(seed, "scene"), figure, "bust", SIZE)
+    for _ in range(2):  # perspective makes the first step a little too long or short
+        scene = replace(scene, camera=_towards_face(scene.camera, figure, motion))
+    return renderer.render(figure, motion, scene)[0]
+
+
+def _towards_face(camera: Camera, figure: Figure, motion: Motion) -> Camera:
+    """The camera moved sideways and up or down, so that the face comes to its place."""
+    marks = landmarks(figure, motion, camera, SIZE)
+    mouth, left, right = (marks[name][0].reshape(2, 2).mean(0) for name in ("mouth", "eye_left", "eye_right"))
+    middle, step = head_box(figure)[0], 0.01
+    points = (middle + step * np.eye(3)[:2]).astype(np.float32)
+    pixels = (camera.project(points, SIZE) - camera.project(middle, SIZE)) / step
+    moved = np.append(np.linalg.solve(pixels.T, (mouth + (left + right) / 2) / 2 - FACE), 0)
+    eye, target = (tuple((np.asarray(place) + moved).tolist()) for place in (camera.eye, camera.target))
+    return replace(camera, eye=eye, target=target)
 
 
 def bundled_dialogue() -> Dialogue:
@@ -47,21 +75,22 @@ def bundled_dialogue() -> Dialogue:
     return scripted_dialogue(TURNS, (Speaker("slt", 1.0, 1.0), Speaker("rms", 1.0, 1.02)), gap=0.5)
 
 
-def main(out_dir: Path) -> None:
-    """Write `portraits/` and `dialogue/` below `out_dir`."""
-    _write_portraits(out_dir / "portraits")
+def main(out_dir: Path, assets: Path) -> None:
+    """Write `portraits/` and `dialogue/` below `out_dir`; people are made of the packs in `assets`."""
+    _write_portraits(out_dir / "portraits", Assets.open(assets))
     _write_dialogue(out_dir / "dialogue")
 
 
-def _write_portraits(folder: Path) -> None:
+def _write_portraits(folder: Path, assets: Assets) -> None:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     index = {}
-    for name, (seed, description) in PORTRAITS.items():
-        file = f"{name}.png"
-        Image.fromarray(portrait(seed)).save(folder / file, optimize=True)
-        index[name] = {"file": file, "description": description, "identity_seed": seed}
+    with Renderer(SIZE) as renderer:
+        for name, (number, description) in PORTRAITS.items():
+            file = f"{name}.png"
+            Image.fromarray(portrait(number, assets, renderer)).save(folder / file, optimize=True)
+            index[name] = {"file": file, "description": description}
     (folder / "portraits.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

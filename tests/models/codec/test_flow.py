@@ -177,6 +177,31 @@ def test_a_window_is_decoded_in_its_place(windowed: FlowCodec) -> None:
     assert moved[8:72, 12].max() > 0  # beside the window, what moves takes its surroundings along
 
 
+def test_cells_of_a_face_have_components_of_their_own(fitted: FlowCodec, footage: Footage) -> None:
+    """With as many channels, more is seen where the same thing always happens, and nothing around the face."""
+    codec = FlowCodec(replace(CONFIG, face=(SIZE // 2, SIZE // 2)), GEOMETRY)
+    assert codec.rest_map.shape[:2] == codec.scale.shape[1:] == (4, 4)
+    fit_flow(codec, footage, latents=LATENTS)
+    assert not torch.allclose(codec.rest_map[1, 1], codec.rest_map[2, 1], atol=0.1)
+    torch.testing.assert_close(  # rows of all cells are orthonormal
+        codec.rest_map @ codec.rest_map.mT, torch.eye(8).expand(4, 4, 8, 8), atol=1e-4, rtol=0
+    )
+    mouth = (..., slice(36, 44), slice(26, 38))
+    ours, shared = 0.0, 0.0
+    for frames in map(swaying, range(20, 28)):
+        errors = []
+        for any_codec in (codec, fitted):
+            clip, latents = encoded(any_codec, frames)
+            made = any_codec.without_branch(latents[:, :, 1:], clip[:, :, 0])
+            errors.append(float((made - clip[:, :, 1:])[mouth].square().mean()))
+            if any_codec is codec:
+                torch.testing.assert_close(
+                    made[..., :2], clip[:, :, :1, :, :2].expand_as(made[..., :2]), atol=1e-4, rtol=0
+                )
+        ours, shared = ours + errors[0], shared + errors[1]
+    assert ours < shared
+
+
 @pytest.mark.parametrize(
     ("window", "fault"),
     [((80, 8, 64, 64), "beyond"), ((16, 8, 64, 48), "squares"), ((0, 0, 62, 62), "squares"), ((0, 0, 20), "left, top")],
