@@ -27,7 +27,7 @@ configs = st.builds(
         text_dim=st.integers(0, 4096),
         prediction=st.just("sample"),
         residual=st.booleans(),
-        reference_channels=st.booleans(),
+        reference_channels=st.integers(0, 48),
     ),
     audio=st.builds(AudioConfig, mask=st.sampled_from(["features", "waveform"]), separate_lanes=st.booleans()),
     schedule=st.builds(

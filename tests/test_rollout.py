@@ -23,7 +23,7 @@ SIGMAS = (1.0, 0.7, 0.4)
 KINDS: dict[str, dict[str, Any]] = {
     "velocity": {},
     "sample": {"prediction": "sample"},
-    "residual": {"prediction": "sample", "residual": True, "reference_channels": True},
+    "residual": {"prediction": "sample", "residual": True, "reference_channels": 8},
 }
 
 

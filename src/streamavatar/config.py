@@ -31,8 +31,8 @@ class TransformerConfig:
     """The diffusion transformer (Wan2.2 shaped; the defaults are not Wan's, see `recipes`).
 
     `text_dim` 0 builds no text path; `audio_dim` is the width of an audio token.
-    `reference_channels` also concatenates the reference latent to every noisy latent along the channels
-    (as Wan2.1's image-to-video does): a small model then need not spend attention on copying it.
+    So many `reference_channels`, the first, of the reference latent are also concatenated to every noisy latent (as
+    Wan2.1's image-to-video does): a small model then need not spend attention on copying them.
     """
 
     dim: int = 256
@@ -48,7 +48,7 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     prediction: Literal["velocity", "sample"] = "velocity"
     residual: bool = False
-    reference_channels: bool = False
+    reference_channels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("dim", "ffn_dim", "heads", "layers", "freq_dim"):
@@ -56,6 +56,10 @@ class TransformerConfig:
         _require(self.dim % self.heads == 0, f"transformer: dim {self.dim} is not a multiple of heads {self.heads}")
         _require(
             self.head_dim % 2 == 0 and self.head_dim >= 6, f"transformer: head_dim {self.head_dim} must be even, >= 6"
+        )
+        _require(
+            0 <= self.reference_channels <= self.latent_channels,
+            f"transformer: reference_channels {self.reference_channels} are more than a latent has, or less than none",
         )
         _require(not self.residual or self.prediction == "sample", "transformer: residual needs prediction='sample'")
 

@@ -20,7 +20,7 @@ Model = Callable[..., AvatarModel]
 
 @pytest.fixture
 def model(make_model: Model) -> AvatarModel:
-    model = make_model(transformer={"reference_channels": True})
+    model = make_model(transformer={"reference_channels": 8})
     for buffer in model.buffers():
         buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(0)) + 0.5)
     return model

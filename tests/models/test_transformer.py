@@ -195,7 +195,7 @@ def test_a_fresh_residual_model_stands_still(
 def test_reference_channels_show_the_reference_scaled(
     make_model: Model, make_conditions: MakeConditions, make_clip: MakeClip
 ) -> None:
-    model = make_model(transformer={"reference_channels": True})
+    model = make_model(transformer={"reference_channels": 5})
     network = without_self_attention(model)
     conditions, x, sigma = make_conditions(model, LATENTS), make_clip(model, LATENTS), torch.full((1, LATENTS), 0.5)
     plain = network.sample(x, sigma, conditions)

@@ -220,7 +220,7 @@ def test_names_without_wrappers_stay() -> None:
 
 
 def test_export_needs_names_that_diffusers_has() -> None:
-    network = on_meta(TransformerConfig(**{**vars(TINY), "reference_channels": True}))
+    network = on_meta(TransformerConfig(**{**vars(TINY), "reference_channels": 4}))
     with pytest.raises(UserError, match="reference_scale has no name in diffusers"):
         backbone_state(network, "diffusers")
 
@@ -348,7 +348,7 @@ def test_precision_and_gradients_are_the_transformer_s(meta: bool, source: Trans
 
 
 def test_buffers_on_meta(tmp_path: Path) -> None:
-    config = TransformerConfig(**{**vars(TINY), "reference_channels": True})
+    config = TransformerConfig(**{**vars(TINY), "reference_channels": 4})
     source = drawn(config=config)
     source.reference_scale.uniform_(1, 2)
     network = on_meta(config)

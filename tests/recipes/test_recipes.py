@@ -43,7 +43,7 @@ def test_the_default_model_has_the_paper_s_context_and_trains_in_it() -> None:
 def test_sizes(recipe: Recipe) -> None:
     with torch.device("meta"):
         weights = sum(p.numel() for p in AvatarModel(recipe.model).parameters())
-    assert weights < {"people-256": 13e6, "puppets-128": 12e6, "micro": 1.2e6, "wan22-5b": 7.5e9}[recipe.model.name]
+    assert weights < {"people-256": 17.1e6, "puppets-128": 12e6, "micro": 1.2e6, "wan22-5b": 7.5e9}[recipe.model.name]
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ GIVEN, MADE = ["audio", "linear", "clips", "decoder"], ["teacher", "pairs", "stu
 
 @pytest.fixture
 def recipe(small: ModelConfig) -> Recipe:
-    transformer = replace(small.transformer, prediction="sample", residual=True, reference_channels=True)
+    transformer = replace(small.transformer, prediction="sample", residual=True, reference_channels=8)
     model = replace(small, transformer=transformer)
     return Recipe(model, SHORT, SHORT, SHORT, SHORT, latents=10, window=7, pairs=40, solver_steps=2)
 

@@ -28,6 +28,7 @@ from streamavatar.models.codec.choice import (
     make_codec,
 )
 from streamavatar.models.codec.choice import read_config as read_decoder_config
+from streamavatar.models.codec.flow import FlowCodec
 from streamavatar.models.codec.wan import WanEncoder
 from streamavatar.models.files import check, fill, shapes_of, write_safetensors
 from streamavatar.models.text import read_text, write_text
@@ -86,7 +87,7 @@ class AvatarModel(nn.Module):
     # files -----------------------------------------------------------------------------------------
 
     def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write the folder; float weights as `dtype`, the codec's statistics in float32.
+        """Write the folder; weights as `dtype`, the codec's statistics in float32, its components in float16.
 
         Raises:
             ValueError: the model was loaded with a decoder that is not its own.
@@ -94,10 +95,11 @@ class AvatarModel(nn.Module):
         if isinstance(self.codec, SwappedCodec):
             raise ValueError("load the model with decoder='full' to save it")
         folder.mkdir(parents=True, exist_ok=True)
-        buffers, state = dict(self.named_buffers()), self.state_dict()
-        shapes = {
-            name: (torch.float32 if name in buffers else dtype, tuple(value.shape)) for name, value in state.items()
-        }
+        state = self.state_dict()
+        kinds = dict.fromkeys(state, dtype) | dict.fromkeys(dict(self.named_buffers()), torch.float32)
+        if isinstance(self.codec, FlowCodec):
+            kinds |= dict.fromkeys((f"codec.{name}" for name in self.codec.components), torch.float16)
+        shapes = {name: (kinds[name], tuple(value.shape)) for name, value in state.items()}
         write_safetensors(folder / WEIGHTS, shapes, state.__getitem__)
         if self.text is not None:
             write_text(folder / TEXT, self.text[0])

@@ -243,7 +243,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         dim, patch = config.dim, (1, config.patch, config.patch)
-        channels = config.latent_channels * (2 if config.reference_channels else 1)
+        channels = config.latent_channels + config.reference_channels
         self.patch_embedding = nn.Conv3d(channels, dim, kernel_size=patch, stride=patch)
         if config.text_dim:
             self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
@@ -252,7 +252,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.head = Head(dim, config.latent_channels * config.patch**2, config.eps)
         if config.reference_channels:
-            self.register_buffer("reference_scale", torch.ones(config.latent_channels))
+            self.register_buffer("reference_scale", torch.ones(config.reference_channels))
         self.checkpoint_blocks = False
         """Recompute each block in the backward pass instead of keeping its activations (`TrainConfig.recompute`)."""
         nn.init.zeros_(self.head.head.weight)
@@ -350,8 +350,8 @@ class Transformer(nn.Module):
         if self.config.residual:
             out = x - (1 - timesteps / TIMESTEPS).to(x.dtype)[:, None, :, None, None] * reference
         if self.config.reference_channels:
-            beside = reference / self.reference_scale[:, None, None, None].to(x.dtype)
-            out = torch.cat((out, beside.expand_as(x)), dim=1)
+            beside = reference[:, : self.config.reference_channels] / self.reference_scale[:, None, None, None].to(x.dtype)
+            out = torch.cat((out, beside.expand(-1, -1, *x.shape[2:])), dim=1)
         return out
 
     def _embed(self, x: Tensor) -> Tensor:

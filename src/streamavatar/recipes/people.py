@@ -21,12 +21,12 @@ def people() -> Recipe:
     there are fewer than `clips`, they come again changed (`data.augment`). docs/results.md says how far this has been
     trained.
     """
-    channels, patch = 80, 8
+    channels, looks, patch = 80, 20, 8
     model = ModelConfig(
         name="people-256",
         geometry=Geometry(height=256, width=256, spatial_stride=32, patch=patch, latent_channels=channels),
         codec=FlowCodecConfig(
-            appearance=20, pose=12, flow=12, widths=(128, 96, 64), window=(48, 56, 160, 160), face=(128, 127)
+            appearance=looks, pose=12, flow=12, widths=(128, 96, 64), window=(48, 56, 160, 160), face=(128, 127)
         ),
         transformer=TransformerConfig(
             dim=320,
@@ -37,7 +37,7 @@ def people() -> Recipe:
             patch=patch,
             prediction="sample",
             residual=True,
-            reference_channels=True,
+            reference_channels=looks,
         ),
     )
     return Recipe(

@@ -17,7 +17,7 @@ def puppets() -> Recipe:
         codec=CodecConfig(widths=(160, 96, 64), blocks=2),
         geometry=Geometry(height=128, width=128),
         transformer=TransformerConfig(
-            dim=256, ffn_dim=1024, heads=4, layers=6, prediction="sample", residual=True, reference_channels=True
+            dim=256, ffn_dim=1024, heads=4, layers=6, prediction="sample", residual=True, reference_channels=48
         ),
     )
     return Recipe(

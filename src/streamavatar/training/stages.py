@@ -354,8 +354,8 @@ def clips_stage(run: Run) -> None:
 def teacher_stage(run: Run) -> None:
     """Train the bidirectional teacher."""
     recipe, model = run.recipe, run.build("audio", "linear")
-    if recipe.model.transformer.reference_channels:
-        model.transformer.reference_scale.copy_(model.codec.latent_spread)
+    if channels := recipe.model.transformer.reference_channels:
+        model.transformer.reference_scale.copy_(model.codec.latent_spread[:channels])
     run.keep(_teach(run, model, recipe.teaching, recipe.teacher, "teacher"), "teacher")
 
 

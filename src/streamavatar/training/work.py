@@ -61,8 +61,7 @@ class Passes:
         if t.text_dim:
             products += n * 2 * d * d + (0 if prepared else LENGTH * 2 * d * d)
             attention += n * LENGTH
-        cell = t.latent_channels * t.patch**2
-        outside = n * cell * (3 if t.reference_channels else 2) * d
+        outside = n * t.patch**2 * (2 * t.latent_channels + t.reference_channels) * d
         outside += latents * (t.freq_dim * d + 7 * d * d)
         if t.text_dim and not prepared:
             outside += LENGTH * (t.text_dim * d + d * d)

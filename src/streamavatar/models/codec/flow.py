@@ -124,6 +124,8 @@ class FlowCodec(nn.Module):
         geometry: strides and channels.
     """
 
+    components = ("flow_map", "rest_map")
+    """Of some millions of numbers: model folders have them in float16."""
     look_mean: Tensor
     look_map: Tensor
     pose_map: Tensor
