@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 
-DEFAULT := src/streamavatar/assets/models/puppets-128
+DEFAULT := src/streamavatar/assets/models/people-256
+PEOPLE := runs/people
 
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
@@ -63,9 +64,11 @@ lint: $(DEV) ## ruff, mypy and import directions alone
 bench: $(PLAIN) ## measure the speed on this machine
 	$(BIN)/streamavatar bench
 
-model: system $(DEV) ## train the bundled default (up to two hours, resumable) and put it into the package
-	$(BIN)/streamavatar train puppets
-	rm -rf $(DEFAULT) && mkdir -p $(dir $(DEFAULT)) && cp -r runs/puppets/model $(DEFAULT)
+model: system $(DEV) ## train the bundled default from MakeHuman's packs in ASSETS=DIR (hours, resumable) into the package
+	@test -n "$(ASSETS)" || { echo "say where MakeHuman's packs are: make model ASSETS=DIR (docs/synthetic-people.md)"; exit 1; }
+	$(BIN)/streamavatar data synth --assets $(ASSETS) --hours 1.3 --seconds-per-clip 3.5 --no-gestures --out $(PEOPLE)
+	$(BIN)/streamavatar train default --set data=$(PEOPLE)
+	rm -rf $(DEFAULT) && mkdir -p $(dir $(DEFAULT)) && cp -r runs/default/model $(DEFAULT)
 
 clean: ## remove .venv, caches, builds and the demo
 	rm -rf $(VENV) build dist demo.mp4 demo.json .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

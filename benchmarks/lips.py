@@ -4,7 +4,7 @@ For every clip the model sees one neutral picture and the two lanes; the rendere
 read from pixels by the same instrument in the rendered truth, in the codec's round trip and in the generated video, so
 the first two rows are the ceiling. "swap" correlates with the truth of another clip: what chance gives.
 
-    python benchmarks/lips.py --clips 32 --json lips.json --sheet docs/images/lips.png
+    python benchmarks/lips.py --model runs/puppets/model --clips 32 --json lips.json --sheet lips.png
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def sheet(clips: list[Clip], videos: list[Frames], path: Path, columns: int = 12
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="model folder; the bundled default if left out")
+    parser.add_argument("--model", type=Path, required=True, help="model folder that `streamavatar train puppets` made")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=9.6)
     parser.add_argument("--json", type=Path)

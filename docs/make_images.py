@@ -25,6 +25,7 @@ IMAGES = Path(__file__).parent / "images"
 SIZE = 128
 COLUMNS, ROWS = 6, 4
 PICTURES, STRIDE = 8, 3  # a strip: every third frame, 24 frames in all
+PUPPETS = {"ada": 104, "ben": 156}
 TALKING_FROM = 5.4  # seconds: "to the mountains"
 
 
@@ -47,9 +48,8 @@ def conversation() -> Dialogue:
 
 
 def strip(name: str, performance: Performance, start: float) -> np.ndarray:
-    """A row of pictures of a bundled portrait's identity, from `start` seconds on."""
-    listed = json.loads((bundled.ASSETS / "portraits" / "portraits.json").read_text(encoding="utf-8"))
-    renderer = PuppetRenderer(PuppetIdentity.random(listed[name]["identity_seed"]), SIZE)
+    """A row of pictures of a puppet, from `start` seconds on."""
+    renderer = PuppetRenderer(PuppetIdentity.random(PUPPETS[name]), SIZE)
     first = round(start * FPS)
     return np.concatenate([renderer.render(performance, first + STRIDE * i) for i in range(PICTURES)], axis=1)
 

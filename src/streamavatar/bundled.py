@@ -9,7 +9,7 @@ from pathlib import Path
 from streamavatar.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
-DEFAULT_MODEL = "puppets-128"
+DEFAULT_MODEL = "people-256"
 DEFAULT_AVATAR, SECOND_AVATAR = "ada", "ben"
 
 

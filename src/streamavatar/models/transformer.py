@@ -350,7 +350,9 @@ class Transformer(nn.Module):
         if self.config.residual:
             out = x - (1 - timesteps / TIMESTEPS).to(x.dtype)[:, None, :, None, None] * reference
         if self.config.reference_channels:
-            beside = reference[:, : self.config.reference_channels] / self.reference_scale[:, None, None, None].to(x.dtype)
+            beside = reference[:, : self.config.reference_channels] / self.reference_scale[:, None, None, None].to(
+                x.dtype
+            )
             out = torch.cat((out, beside.expand(-1, -1, *x.shape[2:])), dim=1)
         return out
 

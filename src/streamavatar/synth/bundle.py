@@ -11,12 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamavatar.seeds import seed_for
 from streamavatar.synth.dialogue import Dialogue, Lane, Speaker, scripted_dialogue
 from streamavatar.synth.human.assets import Assets
 from streamavatar.synth.human.build import build_figure
-from streamavatar.synth.human.figure import Camera, Figure, Motion, Pixels
+from streamavatar.synth.human.figure import Figure, Motion, Pixels, Scene
 from streamavatar.synth.human.identity import HumanIdentity
 from streamavatar.synth.human.motion import move
 from streamavatar.synth.human.render import Renderer
@@ -49,25 +50,31 @@ TURNS = (
 
 def portrait(number: int, assets: Assets, renderer: Renderer) -> Pixels:
     """A person at rest, with the face where `FACE` says, RGB uint8 [size,size,3]."""
+    return renderer.render(*posed(number, assets))[0]
+
+
+def posed(number: int, assets: Assets) -> tuple[Figure, Motion, Scene]:
+    """A person at rest, seen by a camera that has the face in its place."""
     seed = seed_for(2, "portrait", number)
     figure = build_figure(assets, HumanIdentity.random(seed, assets))
     motion = move(figure, neutral(1), 0)
     scene = random_scene(seed_for(seed, "scene"), figure, "bust", SIZE)
-    for _ in range(2):  # perspective makes the first step a little too long or short
-        scene = replace(scene, camera=_towards_face(scene.camera, figure, motion))
-    return renderer.render(figure, motion, scene)[0]
-
-
-def _towards_face(camera: Camera, figure: Figure, motion: Motion) -> Camera:
-    """The camera moved sideways and up or down, so that the face comes to its place."""
-    marks = landmarks(figure, motion, camera, SIZE)
-    mouth, left, right = (marks[name][0].reshape(2, 2).mean(0) for name in ("mouth", "eye_left", "eye_right"))
     middle, step = head_box(figure)[0], 0.01
-    points = (middle + step * np.eye(3)[:2]).astype(np.float32)
-    pixels = (camera.project(points, SIZE) - camera.project(middle, SIZE)) / step
-    moved = np.append(np.linalg.solve(pixels.T, (mouth + (left + right) / 2) / 2 - FACE), 0)
-    eye, target = (tuple((np.asarray(place) + moved).tolist()) for place in (camera.eye, camera.target))
-    return replace(camera, eye=eye, target=target)
+    aside = np.stack((middle, *(middle + step * np.eye(3)[:2]))).astype(np.float32)
+    for _ in range(2):  # perspective makes the first step a little too long or short
+        start, *ends = scene.camera.project(aside, SIZE)
+        pixels = (np.stack(ends) - start) / step  # by which a metre to the right, and one up, move the picture
+        moved = np.append(np.linalg.solve(pixels.T, face_of(figure, motion, scene) - FACE), 0)
+        eye, target = (tuple((np.asarray(place) + moved).tolist()) for place in (scene.camera.eye, scene.camera.target))
+        scene = replace(scene, camera=replace(scene.camera, eye=eye, target=target))
+    return figure, motion, scene
+
+
+def face_of(figure: Figure, motion: Motion, scene: Scene) -> NDArray[np.float64]:
+    """The middle between eyes and mouth in the picture, right and down in pixels."""
+    marks = landmarks(figure, motion, scene.camera, SIZE)
+    mouth, left, right = (marks[name][0].reshape(2, 2).mean(0) for name in ("mouth", "eye_left", "eye_right"))
+    return np.asarray((mouth + (left + right) / 2) / 2, np.float64)
 
 
 def bundled_dialogue() -> Dialogue:

@@ -177,7 +177,10 @@ class FlowCodec(nn.Module):
 
     def _on_face(self, values: Tensor) -> Tensor:
         """Values [..., H, W] of unmoved heads, where they are coded."""
-        return values * face(*values.shape[-2:], values.device) if self.config.face else values
+        if not self.config.face:
+            return values
+        height, width = values.shape[-2:]
+        return values * face(height, width, values.device)
 
     def _analysed(self, blocks: Tensor, components: Tensor) -> Tensor:
         """Blocks [B, n, h, w, size] to coefficients [B, n, h, w, count]."""

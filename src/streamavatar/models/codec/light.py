@@ -225,12 +225,12 @@ class LightCodec(nn.Module):
         self.analysis.copy_(components)
         self.synthesis.copy_(components.t())
 
-    @torch.no_grad()
     @property
     def latent_spread(self) -> Tensor:
         """Root mean square of the latents' channels, [C]."""
         return self.spread / self.scale
 
+    @torch.no_grad()
     def fit_scale(self, shift: Tensor, scale: Tensor, spread: Tensor) -> None:
         """Set per channel, [C] each: the latents' offset, the spread of motion, the spread over all pictures."""
         self.shift.copy_(shift)

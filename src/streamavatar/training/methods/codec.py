@@ -247,10 +247,8 @@ class FlowDecoderMethod(Method):
         clip = draws.randint(0, len(frames), batch).tolist()
         seen = [self._latents_and_weight(c) for c in clip]
         offered = draws.randint(1, geometry.latents_of(frames.shape[1]) - count + 1, batch, OFFERED).tolist()
-        first = [
-            max(ks, key=lambda k, w=w: float(w[k - 1 : k - 1 + count].sum()))
-            for (_, w), ks in zip(seen, offered, strict=True)
-        ]
+        hard = [[float(w[k - 1 : k - 1 + count].sum()) for k in ks] for (_, w), ks in zip(seen, offered, strict=True)]
+        first = [ks[int(np.argmax(each))] for ks, each in zip(offered, hard, strict=True)]
         z = torch.stack([x[:, k - 1 : k + count].float() for (x, _), k in zip(seen, first, strict=True)])
         weight = torch.stack([w[k - 1 : k - 1 + count].float() for (_, w), k in zip(seen, first, strict=True)])
         spans = [slice(f := geometry.latent_frames(k)[0], f + count * geometry.temporal_stride) for k in first]
