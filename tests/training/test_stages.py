@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -89,6 +91,22 @@ def test_from_parts_to_a_model_folder(recipe: Recipe, tmp_path: Path, make_clips
     otherwise = replace(SHORT, accumulate=2, recompute=True, async_save=True)  # how, not what
     Run(replace(recipe, teacher=otherwise), tmp_path / "run", lambda stage, *rest: told.append(stage)).run(["teacher"])
     assert told == []
+
+
+@pytest.mark.parametrize(("ships", "part"), [("student", "student"), ("", "sid")])
+def test_the_student_that_ships(
+    ships: Literal["", "student"], part: str, recipe: Recipe, tmp_path: Path, make_clips: Callable[..., LatentSet]
+) -> None:
+    run = Run(replace(recipe, sid=SHORT, ships=ships), tmp_path / "run", quiet)
+    given, kept = give(run, make_clips), {}
+    for name in ("student", "sid"):
+        given.transformer.head.head.weight.data.normal_()
+        run.keep(given, name)
+        kept[name] = given.transformer.head.head.weight.clone()
+    run.run(["export"])
+    made = AvatarModel.load(run.folder / "model").transformer.head.head.weight
+    assert torch.equal(made, kept[part].bfloat16().float())
+    assert json.loads((run.folder / "model" / "card.json").read_text())["student"] == part
 
 
 def test_runs_are_reproducible(recipe: Recipe, tmp_path: Path, make_clips: Callable[..., LatentSet]) -> None:

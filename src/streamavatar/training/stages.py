@@ -13,7 +13,7 @@ from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class Recipe:
         dialogues, dialogue_seconds, varied_speech: speech for the audio encoder, see `data.prepare.make_speech`.
         codec_clips, clips, pairs: rendered clips for the codec, for the teacher, and teacher trajectories.
         solver_steps, guidance: of the trajectories.
+        ships: the student that is exported: "student" (ODE start), "sid" or "adversarial"; the last of them if empty.
         data: folder of shards (`streamavatar data synth`) to train on; puppets, drawn when needed, if empty.
         lora: adapters in place of full training, see `training.lora`.
         start: model folder of the same sizes to go on from: its sound encoder, codec and transformer are where training
@@ -89,6 +90,7 @@ class Recipe:
     pairs: int = 1024
     solver_steps: int = 16
     guidance: float = 1.0
+    ships: Literal["", "student", "sid", "adversarial"] = ""
     data: str = ""
     start: str = ""
     seed: int = 0
@@ -240,10 +242,11 @@ class Run:
                 raise UserError(f"{recipe.start}: its {part} is not the recipe's; give a model of the same sizes")
         return model
 
-    def newest_student(self) -> str:
-        """The last part of the recipe that holds a student."""
+    def shipped(self) -> str:
+        """The part that holds the student to be exported."""
         recipe = self.recipe
-        return "adversarial" if recipe.adversarial else "sid" if recipe.sid else "student"
+        last = "adversarial" if recipe.adversarial else "sid" if recipe.sid else "student"
+        return recipe.ships or last
 
     def train(self, method: Method, config: TrainConfig, stage: str) -> None:
         screen = self._screen() if config.sample_every else None
@@ -438,11 +441,13 @@ def adversarial_stage(run: Run) -> None:
 
 def export_stage(run: Run) -> None:
     """Write the model folder that run time loads, with a card that says how it was made."""
-    model = merge(run.onto(run.base(), run.newest_student()))
+    shipped = run.shipped()
+    model = merge(run.onto(run.base(), shipped))
     run.restore(model.codec, "codec")
     model.save(run.folder / "model")
     card = {
         "name": run.recipe.model.name,
+        "student": shipped,
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
         "stages": {name: _record(run.folder / name) for name in STAGES if name != "export"},
         "machine": machine(),
@@ -481,7 +486,7 @@ STAGES = {
     "student": Stage(student_stage, ("pairs",), ("student",), shared=True),
     "sid": Stage(sid_stage, ("student",), ("sid", "distillation"), shared=True),
     "adversarial": Stage(adversarial_stage, ("sid", "clips"), ("adversarial", "refinement"), shared=True),
-    "export": Stage(export_stage, ("adversarial", "decoder")),
+    "export": Stage(export_stage, ("adversarial", "decoder"), ("ships",)),
 }
 
 
