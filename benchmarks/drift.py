@@ -4,7 +4,7 @@ Per minute of video: how far the pictures are from the reference (mean absolute 
 how sharp they are (variance of the Laplacian over that of the reference), and how much they move (mean absolute
 difference of neighbouring frames). A model that drifts gets farther, blurrier or stiller.
 
-    python benchmarks/drift.py --minutes 10 --json drift.json --sheet docs/images/drift.png
+    python benchmarks/drift.py --minutes 10 --json drift.json --sheet docs/images/drift.jpg
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def main() -> None:
         values = {"model": avatar.config.name, "rounds": report, "machine": machine(), "commit": commit()}
         options.json.write_text(json.dumps(values, indent=2) + "\n")
     if options.sheet:
-        Image.fromarray(np.concatenate(rows)).save(options.sheet)
+        sheet = Image.fromarray(np.concatenate(rows))
+        sheet.reduce(max(1, sheet.height // len(rows) // 128)).save(options.sheet, quality=88)
 
 
 if __name__ == "__main__":
