@@ -94,6 +94,9 @@ class Method(ABC):
     critic: nn.Module | None = None
     """What is trained beside it, with an optimiser of its own."""
 
+    critic_rate: float = 1.0
+    """Its learning rate, as a multiple of the module's."""
+
     frozen: tuple[nn.Module, ...] = ()
     """What is used and not trained (a teacher, for example)."""
 
@@ -271,7 +274,7 @@ class Trainer:
         """One step; returns what is logged of it."""
         player = self.critic if self.critic is not None and self.method.trains_critic(self.step) else self.main
         for group in player.optimizer.param_groups:
-            group["lr"] = self.config.rate(self.step)
+            group["lr"] = self.config.rate(self.step) * (self.method.critic_rate if player is self.critic else 1)
         values = self._gradients(player)
         self._require_finite(values["loss"], "loss")
         values["grad"] = clip_gradients(player.parameters, self.config.clip, self.mesh)

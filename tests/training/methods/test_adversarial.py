@@ -49,6 +49,20 @@ def test_turns(make_method: MakeMethod, branches: str) -> None:
     assert sum(bool(p.grad is not None and p.grad.any()) for p in trained) > 0.9 * len(trained)
 
 
+def test_the_discriminator_may_begin_alone_and_learn_faster(make_method: MakeMethod, tmp_path: Path) -> None:
+    method = make_method(alone=3, critic_rate=4.0)
+    assert [method.trains_critic(n) for n in range(6)] == [True, True, True, False, True, False]
+    before = [p.detach().clone() for p in method.student.parameters()]
+    trainer = Trainer(
+        method, TrainConfig(steps=3, batch=2, lr=1e-3, warmup=0, bf16=False), tmp_path, lambda *report: None
+    )
+    trainer.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, method.student.parameters(), strict=True))
+    assert trainer.critic is not None
+    rates = {group["lr"] for group in trainer.critic.optimizer.param_groups}
+    assert rates == {4.0 * trainer.config.rate(2)}
+
+
 def test_the_penalty_flattens_the_discriminator(make_method: MakeMethod) -> None:
     torch.manual_seed(0)
     free, flat = (make_method(penalty_weight=weight) for weight in (0.0, 10.0))

@@ -31,6 +31,9 @@ class AdversarialConfig:
         global_weight: of the global branch in both losses.
         penalty_weight, penalty_sd: of the finite-difference R1 and R2.
         width: of a latent's feature in the discriminator.
+        alone: steps at the beginning in which the discriminator learns alone; all that it teaches before it can tell
+            clips apart is noise.
+        critic_rate: learning rate of the discriminator, as a multiple of the student's.
     """
 
     branches: Branches = "full"
@@ -38,6 +41,8 @@ class AdversarialConfig:
     penalty_weight: float = 1000.0
     penalty_sd: float = 0.1
     width: int = 1024
+    alone: int = 0
+    critic_rate: float = 1.0
 
 
 class AdversarialMethod(Method):
@@ -68,6 +73,7 @@ class AdversarialMethod(Method):
         self.frozen: tuple[torch.nn.Module, ...] = (teacher,)  # but for the backbone
         self.student, self.teacher = student, teacher
         self.clips, self.window, self.config = clips, window, config
+        self.critic_rate = config.critic_rate
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -77,7 +83,7 @@ class AdversarialMethod(Method):
         return long_rollout(self.student, self.clips, draws, reference)
 
     def trains_critic(self, step: int) -> bool:
-        return step % 2 == 0
+        return step < self.config.alone or step % 2 == 0
 
     def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
         clips = self.clips.draw(batch, self.window, draws)
