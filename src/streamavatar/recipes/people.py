@@ -49,9 +49,9 @@ def people() -> Recipe:
         sid=TrainConfig(steps=360, batch=16, lr=5e-5, betas=(0.0, 0.999), weight_decay=0.0, warmup=20, save_every=30),
         distillation=SidConfig(),
         adversarial=TrainConfig(
-            steps=200, batch=8, lr=2e-5, betas=(0.0, 0.99), weight_decay=0.0, warmup=20, save_every=20
+            steps=300, batch=8, lr=2e-5, betas=(0.0, 0.99), weight_decay=0.0, warmup=20, save_every=20
         ),
-        refinement=AdversarialConfig(width=256),
+        refinement=AdversarialConfig(width=256, alone=100, critic_rate=20, penalty_weight=100),
         teaching=TeachingConfig(mouth=8.0),
         latents=22,
         window=13,

@@ -7,6 +7,7 @@ audio encoder, the codec) is small; every rank holds it, and its gradients are a
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -131,6 +132,8 @@ def join(device: torch.device, rank: int, size: int, host: str, port: int, *, at
 def leave() -> None:
     """End what :func:`join` began."""
     dist.destroy_process_group()
+    # What trained may be part of a cycle and hold a group, whose threads abort the process if they outlive Python.
+    gc.collect()
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, *, bf16: bool, hold: bool = False) -> None:
