@@ -25,7 +25,7 @@ IMAGES = Path(__file__).parent / "images"
 SIZE = 128
 COLUMNS, ROWS = 6, 4
 PICTURES, STRIDE = 8, 3  # a strip: every third frame, 24 frames in all
-PUPPETS = {"ada": 104, "ben": 156}
+PUPPET = 104  # a seed
 TALKING_FROM = 5.4  # seconds: "to the mountains"
 
 
@@ -47,9 +47,9 @@ def conversation() -> Dialogue:
     return Dialogue(*lanes)
 
 
-def strip(name: str, performance: Performance, start: float) -> np.ndarray:
-    """A row of pictures of a puppet, from `start` seconds on."""
-    renderer = PuppetRenderer(PuppetIdentity.random(PUPPETS[name]), SIZE)
+def strip(performance: Performance, start: float) -> np.ndarray:
+    """A row of pictures of the puppet, from `start` seconds on."""
+    renderer = PuppetRenderer(PuppetIdentity.random(PUPPET), SIZE)
     first = round(start * FPS)
     return np.concatenate([renderer.render(performance, first + STRIDE * i) for i in range(PICTURES)], axis=1)
 
@@ -59,8 +59,8 @@ def main() -> None:
     performance = perform(dialogue, seed=0, frames=int(dialogue.seconds * FPS))
     pictures = {
         "identities": sheet(),
-        "talking": strip("ada", performance, TALKING_FROM),
-        "listening": strip("ada", performance, nod_times(dialogue)[1] - 0.12),
+        "talking": strip(performance, TALKING_FROM),
+        "listening": strip(performance, nod_times(dialogue)[1] - 0.12),
     }
     for name, picture in pictures.items():
         Image.fromarray(picture).save(IMAGES / f"{name}.png", optimize=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,6 +17,7 @@ from streamavatar.data.flow import flow_to_reference, motion_of
 from streamavatar.data.prepare import Footage
 from streamavatar.draws import Draws
 from streamavatar.geometry import Geometry
+from streamavatar.models.avatar import AvatarModel
 from streamavatar.models.codec.flow import RIM, FlowCodec, Motion
 from streamavatar.training.methods.codec import FlowDecoderMethod, fit_flow, to_unit
 
@@ -200,6 +203,22 @@ def test_cells_of_a_face_have_components_of_their_own(fitted: FlowCodec, footage
                 )
         ours, shared = ours + errors[0], shared + errors[1]
     assert ours < shared
+
+
+def test_a_model_folder_keeps_the_components_in_half_precision(fitted: FlowCodec, tmp_path: Path) -> None:
+    config = ModelConfig(
+        geometry=GEOMETRY, transformer=TransformerConfig(dim=32, heads=2, layers=1, latent_channels=24), codec=CONFIG
+    )
+    model = AvatarModel(config)
+    model.codec.load_state_dict(fitted.state_dict())
+    model.save(tmp_path)
+    stored, codec = load_file(tmp_path / "model.safetensors"), AvatarModel.load(tmp_path).codec
+    assert isinstance(codec, FlowCodec)
+    for name in ("flow_map", "rest_map"):
+        assert stored[f"codec.{name}"].dtype == torch.float16
+        assert torch.equal(getattr(codec, name), getattr(fitted, name).half().float())
+    for name in ("look_map", "pose_map", "scale", "latent_spread"):
+        assert torch.equal(getattr(codec, name), getattr(fitted, name))
 
 
 @pytest.mark.parametrize(
