@@ -101,6 +101,18 @@ def test_the_maps_alone_follow_an_unseen_clip(fitted: FlowCodec) -> None:
     assert error < 0.9 * (fitted.decode(without[:, :, 1:], state)[0] - clip[:, :, 1:]).square().mean()
 
 
+def test_fine_detail_that_moves_by_half_a_pixel_stays(fitted: FlowCodec) -> None:
+    stripes = 0.8 * torch.cos(torch.arange(SIZE) * torch.pi / 2).expand(1, 3, 5, SIZE, -1)  # four pixels a stripe
+    flow = torch.zeros(1, 2, 5, SIZE // fitted.patch, SIZE // fitted.patch)
+    flow[:, 0, 1:] = 0.5 / fitted.patch
+    z = fitted.encode(stripes, Motion(torch.zeros(1, 5, 2, 3), flow))
+    z[:, -fitted.groups[-1] :] = 0  # no rest: what is seen comes from the picture
+    moved = fitted.without_branch(z[:, :, 1:], stripes[:, :, 0])[..., 16:-16, 16:-16]
+    wanted = 0.8 * torch.cos((torch.arange(SIZE) + 0.5) * torch.pi / 2)[16:-16]
+    kept = (moved * wanted).sum() / (wanted.square().sum() * moved.numel() / len(wanted))
+    assert kept > 0.85  # bilinear sampling: 0.7
+
+
 def test_a_reference_has_appearance_alone_and_shows_itself(fitted: FlowCodec) -> None:
     clip, latents = encoded(fitted, swaying(21))
     reference, state = fitted.open(clip[:, :, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -192,6 +193,19 @@ def test_flow_says_where_to_look(right: int, down: int) -> None:
     rows = (torch.arange(HEIGHT) + down).clamp(0, HEIGHT - 1)
     columns = (torch.arange(WIDTH) + right).clamp(0, WIDTH - 1)
     torch.testing.assert_close(moved[:, 1], picture()[:, :, rows][..., columns], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("mode", "low", "high"), [("bilinear", 0.69, 0.73), ("bicubic", 0.94, 1.0)])
+def test_half_a_pixel_blurs_less_with_bicubic_sampling(
+    mode: Literal["bilinear", "bicubic"], low: float, high: float
+) -> None:
+    stripes = torch.cos(torch.arange(WIDTH) * torch.pi / 2).expand(1, 1, HEIGHT, -1)  # four pixels a stripe
+    flow = torch.zeros(1, 1, 2, HEIGHT, WIDTH)
+    flow[:, :, 0] = 0.5
+    inside = warp(stripes, flow, mode)[..., 4:-4]
+    wanted = torch.cos((torch.arange(WIDTH) + 0.5) * torch.pi / 2)[4:-4]
+    kept = (inside * wanted).sum() / (wanted.square().sum() * HEIGHT)  # from the middle between two pixels
+    assert low < kept < high
 
 
 def test_frames_stay_in_range(codec: LightCodec) -> None:

@@ -317,7 +317,7 @@ class FlowCodec(nn.Module):
             flow = pose + flow
         if picture.shape[-2:] != flow.shape[-2:]:
             flow, gain, paint = self._around(flow), 1 + self._around(gain - 1, RIM), self._around(paint, RIM)
-        return gain * warp(picture, flow) + paint
+        return gain * warp(picture, flow, "bicubic") + paint
 
     def _around(self, values: Tensor, rim: int = 0) -> Tensor:
         """A window's values [N, F, C, H, W] in a whole picture, where they fade away: outside, or within a rim."""

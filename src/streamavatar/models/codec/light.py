@@ -19,6 +19,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -107,12 +108,13 @@ class DetailBranch(nn.Module):
         return flow.unflatten(1, (self.frames, 2)), torch.sigmoid(paint[:, :, 3:]), paint[:, :, :3]
 
 
-def warp(picture: Tensor, flow: Tensor) -> Tensor:
-    """Move pictures: out(x, y) = picture(x + flow_x, y + flow_y), bilinear, edges repeated.
+def warp(picture: Tensor, flow: Tensor, mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
+    """Move pictures: out(x, y) = picture(x + flow_x, y + flow_y), edges repeated.
 
     Args:
         picture: [N, C, H, W].
         flow: pixels, [N, F, 2, H, W].
+        mode: what is between pixels; bilinear blurs what moves by half a pixel, bicubic hardly does and may overshoot.
 
     Returns:
         [N, F, C, H, W].
@@ -124,7 +126,7 @@ def warp(picture: Tensor, flow: Tensor) -> Tensor:
     y = (2 * (flow[:, :, 1] + rows) + 1) / height - 1
     # Frames are stacked along the height of one sampling grid, so that the picture need not be copied per frame.
     grid = torch.stack((x, y), dim=-1).flatten(1, 2)
-    moved = functional.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    moved = functional.grid_sample(picture, grid, mode=mode, padding_mode="border", align_corners=False)
     return moved.unflatten(2, (-1, height)).transpose(1, 2)
 
 
