@@ -96,21 +96,32 @@ def figures(seconds: list[float]) -> dict[str, float]:
 
 
 def measure_latency(model: AvatarModel, device: torch.device, chunks: int) -> dict[str, Any]:
-    """Chunks one at a time, and where their time goes."""
+    """Chunks one at a time, and where their time and their memory go."""
+    _forget_peak(device)
     begin = perf_counter()
     run = Run(model, _Settled(device))
     run.maker.warm_decoder()
-    opened = perf_counter() - begin
+    opened, opening = perf_counter() - begin, _memory(device)
+    run.maker.telemetry = telemetry = _Settled(device)
     first = run.step()
+    first_stages = {stage: 1e3 * values["p50"] for stage, values in telemetry.summary().items()}
     for _ in range(steady(model)):
         run.step()
+    _forget_peak(device)
     run.maker.telemetry = telemetry = _Settled(device)
     seconds = [run.step() for _ in range(chunks)]
     stages = {
         stage: {"p50_ms": 1e3 * values["p50"], "p99_ms": 1e3 * values["p99"]}
         for stage, values in telemetry.summary().items()
     }
-    return {"opening_seconds": opened, "first_frame_ms": 1e3 * first, "stages": stages, "chunk": figures(seconds)}
+    return {
+        "opening_seconds": opened,
+        "first_frame_ms": 1e3 * first,
+        "first_stages_ms": first_stages,
+        "stages": stages,
+        "chunk": figures(seconds),
+        "memory": {"opening": opening, "one_by_one": _memory(device)},
+    }
 
 
 def measure_throughput(model: AvatarModel, pipeline: Pipeline, chunks: int, sessions: int = 1) -> dict[str, float]:
@@ -283,9 +294,11 @@ def bench_full(
     add(**measure_latency(model, device, chunks))
     add(rates=_rates(report))
     pipeline = Pipeline(devices=(device, decoder_device or device))
+    _forget_peak(device)
     add(throughput=measure_throughput(model, pipeline, chunks))
     part: Part = "all" if decoder_device in (None, device) else "transformer"
-    add(memory=_memory(device) | {"planned_bytes": _plan(config, dtype, decoder, 1, part).total})
+    planned = _plan(config, dtype, decoder, 1, part).total
+    add(memory=report["memory"] | _memory(device) | {"planned_bytes": planned})
     fit = _room(device, model)
     add(sessions=measure_sessions(model, pipeline, report["throughput"]["rtf"], fit, min(chunks, 30)))
     if baselines:
@@ -323,6 +336,13 @@ def _memory(device: torch.device) -> dict[str, int]:
         "peak_bytes": torch.cuda.max_memory_allocated(device),
         "reserved_bytes": torch.cuda.max_memory_reserved(device),
     }
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Let the next peak be of what comes, not of what was."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _room(device: torch.device, model: AvatarModel) -> int:

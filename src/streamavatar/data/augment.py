@@ -57,6 +57,13 @@ def augmented(window: Window, rng: np.random.Generator, *, mirrored: bool, face:
     return replace(changed, frames=np.stack([_toned(frame, tones) for frame in changed.frames]))
 
 
+def cropped(window: Window, rows: slice, columns: slice) -> Window:
+    """A part of all frames."""
+    corner = np.array((columns.start, rows.start) * 2, np.float32)
+    truth = {**window.truth, MOUTH: window.truth[MOUTH] - corner}
+    return replace(window, frames=window.frames[:, rows, columns], truth=truth)
+
+
 def _face(window: Window) -> NDArray[np.float64]:
     """The middle between eyes and mouth of the first frame, right and down in pixels."""
     mouth, *eyes = (window.truth[name][0].astype(np.float64).reshape(2, 2).mean(0) for name in (MOUTH, *EYES))

@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,10 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from streamavatar.config import FlowCodecConfig, ModelConfig
-from streamavatar.data.augment import MOUTH, augmented, in_place
 from streamavatar.data.flow import motion_of
 from streamavatar.data.latents import LatentSet, feature_frames
-from streamavatar.data.reader import ShardSet, Window, WindowOrder
 from streamavatar.errors import UserError
 from streamavatar.geometry import Geometry
 from streamavatar.models.audio import AFTER, BEFORE
@@ -37,6 +35,9 @@ from streamavatar.synth.dialogue import Dialogue, make_dialogue
 from streamavatar.synth.performance import perform
 from streamavatar.synth.topics import WIDE
 from streamavatar.synth.voices import available_voices
+
+if TYPE_CHECKING:
+    from streamavatar.data.reader import Window
 
 SHARD = 32
 Tell = Callable[[int, int], None]
@@ -191,6 +192,10 @@ def clips_of(
         stream = clip_stream(seed_for(seed, "clips", shard), frames=length, size=geometry.height)
         yield from islice(stream, count)
         return
+    # Here, since what trains on clips that are ready may have no FFmpeg.
+    from streamavatar.data.augment import augmented, cropped, in_place
+    from streamavatar.data.reader import ShardSet, WindowOrder
+
     shards = ShardSet(source, "train")
     order = WindowOrder(shards.entries, length, seed)
     face = codec.face if isinstance(codec, FlowCodecConfig) else ()
@@ -206,20 +211,13 @@ def clips_of(
             window = augmented(window, rng, mirrored=epoch % 2 == 1, face=face)
         elif face:
             window = in_place(window, face, rng)
-        yield _cut_window(window, codec, geometry) if isinstance(codec, FlowCodecConfig) else window
+        yield cropped(window, *codec.part(geometry)) if isinstance(codec, FlowCodecConfig) else window
 
 
 def _cut(frames: np.ndarray, codec: FlowCodecConfig, geometry: Geometry) -> np.ndarray:
     """The codec's window of whole pictures [F, H, W, 3]; others are windows already."""
     rows, columns = codec.part(geometry)
     return frames[:, rows, columns] if frames.shape[1:3] == (geometry.height, geometry.width) else frames
-
-
-def _cut_window(window: Window, codec: FlowCodecConfig, geometry: Geometry) -> Window:
-    rows, columns = codec.part(geometry)
-    corner = np.array((columns.start, rows.start) * 2, np.float32)
-    truth = {**window.truth, MOUTH: window.truth[MOUTH] - corner}
-    return replace(window, frames=_cut(window.frames, codec, geometry), truth=truth)
 
 
 def _latent_shard(folder: Path, model_folder: Path, seed: int, shard: int, frames: int, source: Path | None) -> None:

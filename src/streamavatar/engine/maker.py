@@ -42,10 +42,13 @@ class Reference:
 
     @staticmethod
     def encode(model: AvatarModel, picture: NDArray[np.uint8]) -> Reference:
-        """Of a picture of the model's size, uint8 RGB [H, W, 3]. On the pipeline's first worker."""
+        """Of a picture of the model's size, uint8 RGB [H, W, 3]. On the pipeline's first worker.
+
+        cuDNN does not try its algorithms here: for one picture, the encoder's largest would take tens of gigabytes.
+        """
         weight = model.transformer.head.head.weight
         decoder_device = next(model.codec.parameters()).device
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
             pixels = torch.from_numpy(picture).to(decoder_device).float().div(127.5).sub(1).permute(2, 0, 1)[None]
             latent, state = model.codec.open(pixels)
             return Reference(latent.to(weight.device, weight.dtype), state)

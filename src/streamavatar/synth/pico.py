@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from streamavatar.errors import UserError
-from streamavatar.media.audio import read_audio
 from streamavatar.synth.align import align, can_align
 from streamavatar.synth.phones import SAMPLE_RATE, Phone, Samples
 
@@ -48,5 +47,7 @@ def speak(text: str, name: str, stretch: float) -> tuple[Samples, tuple[Phone, .
             raise UserError(f"SVOX Pico took over {_TIMEOUT:.0f} s on {text!r}") from None
         if done.returncode or not out.is_file():
             raise UserError(f"SVOX Pico failed on {text!r}: {done.stderr.strip() or 'no reason given'}")
+        from streamavatar.media.audio import read_audio  # here, since other voices need no FFmpeg
+
         samples = read_audio(out, SAMPLE_RATE).samples
     return samples, align(samples, text)

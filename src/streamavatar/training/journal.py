@@ -13,8 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamavatar.media import VideoWriter
-
 Frames = NDArray[np.uint8]
 STRIP = 8
 """Frames of a clip that are shown side by side."""
@@ -93,6 +91,8 @@ class Journal:
         """A sample [F, H, W, 3], as `samples/step-*.mp4` and as a strip of frames."""
         if not self.active:
             return
+        from streamavatar.media import VideoWriter  # here, since training without samples needs no FFmpeg
+
         target = self.folder / "samples" / f"step-{step:07d}.mp4"
         target.parent.mkdir(exist_ok=True)
         height, width = frames.shape[1:3]

@@ -93,3 +93,28 @@ def test_the_paper_s_teacher_has_one_level_per_clip(make_model: Model, make_clip
     method = TeacherMethod(model, make_clips(model.config), 10, TeachingConfig(unequal=0.0))
     sigma = method._sigma(64, 10, Draws.seeded(0))
     assert torch.equal(sigma[:, 1:], sigma[:, 1:2].expand(-1, 9))
+
+
+def test_noise_on_conditions_leaves_motion_and_silence(make_model: Model, make_clips: Clips) -> None:
+    model = make_model(transformer={"reference_channels": 3, "residual": True, "prediction": "sample"})
+    model.transformer.reference_scale.copy_(torch.tensor([1.0, 2.0, 4.0]))
+    clips = make_clips(model.config, 64).take(torch.arange(64))
+    clips.talk[:, ::2] = 0
+    method = TeacherMethod(model, clips, 7, TeachingConfig(sound_noise=0.5, look_noise=0.25))
+    changed = method._disturbed(clips, seeded())
+    assert torch.equal(changed.latents[:, 3:], clips.latents[:, 3:])
+    shift = (changed.latents - clips.latents)[:, :3]
+    assert torch.allclose(shift, shift[:, :, :1].expand_as(shift), atol=1e-5), "looks change alike in all latents"
+    assert torch.allclose(shift[:, :, 0].std((0, 2, 3)), torch.tensor([0.25, 0.5, 1.0]), rtol=0.1)
+    for before, after in ((clips.talk, changed.talk), (clips.listen, changed.listen)):
+        heard = before != 0
+        assert not after[~heard].any()
+        relative = (after - before)[heard].std() / before[heard].square().mean().sqrt()
+        assert abs(relative.item() - 0.5) < 0.05
+
+
+def test_no_noise_on_conditions_unless_asked_for(make_model: Model, make_clips: Clips) -> None:
+    model = make_model()
+    clips = make_clips(model.config)
+    method = TeacherMethod(model, clips, 7)
+    assert method._disturbed(clips, seeded()) is clips

@@ -6,7 +6,7 @@ past, so that the student, which is started from these weights, already knows ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,6 +33,9 @@ class TeachingConfig:
         dropout: share of clips whose lanes are silenced, for guidance.
         unequal: share of clips with a noise level per chunk or a clean past; 0 is the paper's.
         causal: chunks see the chunks before them alone, through the cache, as the student's do.
+        sound_noise, look_noise: standard deviation of noise on what is heard, and on what the reference says of looks
+            (`reference_channels`), relative to their own: conditions that are never twice the same cannot be learnt by
+            heart (conditioning augmentation, Ho et al. 2021, arXiv 2106.15282).
     """
 
     loss: Literal["sample", "velocity"] = "sample"
@@ -40,6 +43,8 @@ class TeachingConfig:
     dropout: float = 0.1
     unequal: float = 0.5
     causal: bool = False
+    sound_noise: float = 0.0
+    look_noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("dropout", "unequal"):
@@ -102,7 +107,7 @@ class TeacherMethod(Method):
         return torch.cat((torch.zeros(batch, 1), level), dim=1)
 
     def loss(self, step: int, batch: int, draws: Draws) -> dict[str, Tensor]:
-        clips = self.clips.draw(batch, self.window, draws)
+        clips = self._disturbed(self.clips.draw(batch, self.window, draws), draws)
         z = clips.latents
         sigma = self._sigma(batch, z.shape[2], draws)
         x = add_noise(z, draws.randn(*z.shape), sigma)
@@ -115,6 +120,25 @@ class TeacherMethod(Method):
         error = sample_loss(estimate, z, noisy, weight)
         loss = velocity_loss(estimate, z, sigma, weight) if self.config.loss == "velocity" else error
         return {"loss": loss, "vs_still": error.detach() / still, "weight": importance(z, noisy, weight)}
+
+    def _disturbed(self, clips: LatentSet, draws: Draws) -> LatentSet:
+        """Clips with noise on their conditions; looks change alike in all latents, so that motion stays what it is."""
+        sound, look = self.config.sound_noise, self.config.look_noise
+        if sound:
+            lanes = {}
+            for name in ("talk", "listen"):
+                heard = getattr(clips, name)
+                loud = heard != 0
+                spread = (heard.square().sum() / loud.sum().clamp(min=1)).sqrt()
+                lanes[name] = heard + sound * spread * loud * draws.randn(*heard.shape)
+            clips = replace(clips, **lanes)
+        if look and (channels := self.model.config.transformer.reference_channels):
+            batch, _, _, *cells = clips.latents.shape
+            spread = self.model.transformer.reference_scale[:, None, None, None]
+            shift = look * spread * draws.randn(batch, channels, 1, *cells)
+            looks, motion = clips.latents[:, :channels], clips.latents[:, channels:]
+            clips = replace(clips, latents=torch.cat((looks + shift, motion), dim=1))
+        return clips
 
     def _estimate(self, x: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         model = self.model
