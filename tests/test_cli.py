@@ -105,6 +105,21 @@ def test_render_writes_video_with_the_agents_own_audio(
     assert {"p50", "p99"} <= set(values["chunk_seconds"]["chunk"])
 
 
+def test_an_own_picture_is_cut_around_its_face(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("dlib", reason="needs the extra live")
+    noise, out = tmp_path / "noise.png", tmp_path / "a.mp4"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)).save(noise)
+    short = ("render", "--model", model, "--image", noise, "--seconds", 0.04, "-o", out)
+    status, _, said = run(*short)
+    assert status == 0
+    assert "no face was found" in said
+    assert "as it is" in said
+    assert "no face" not in run(*short, "--crop", "whole")[2]
+    status, _, said = run(*short, "--crop", "face")
+    assert status == 2
+    assert "no face was found" in said
+
+
 def test_silence_and_cutting(run: Run, model: Path, speech: Path, tmp_path: Path) -> None:
     assert run("render", "--model", model, "--seconds", 1, "-o", tmp_path / "a.mp4")[0] == 0
     assert len(read_video(tmp_path / "a.mp4")) == 25

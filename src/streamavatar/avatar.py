@@ -17,6 +17,7 @@ from streamavatar.engine import Pipeline, Session
 from streamavatar.engine.session import LANES
 from streamavatar.errors import UserError
 from streamavatar.media import image_from_array, read_image
+from streamavatar.media.image import Crop
 from streamavatar.models.avatar import AvatarModel, read_config
 from streamavatar.models.codec.choice import DecoderName
 from streamavatar.models.memory import require_memory
@@ -85,6 +86,7 @@ class Avatar:
         self,
         image: str | os.PathLike[str] | NDArray[np.uint8] | None = None,
         *,
+        crop: Crop = "whole",
         agent_rate: int = 16000,
         user_rate: int = 16000,
         lanes: Sequence[str] = LANES,
@@ -94,20 +96,23 @@ class Avatar:
 
         Args:
             image: name of a bundled portrait, path of a picture, or an RGB array [H, W, 3]; by default a portrait.
+            crop: "face" takes the square around the largest face, as the portraits are framed (needs dlib, of the extra
+                `live`); "whole" takes the picture as it is, cut to the model's aspect.
             agent_rate, user_rate: of the audio that will be pushed, in Hz; multiples of the frame rate (25).
             lanes: the lanes that will be pushed; a lane left out is silent and is not waited for.
             seed: same seed, same audio, same frames.
 
         Raises:
+            FaceError: if a face is asked for, and none is found or dlib is missing.
             UserError: if the picture, a rate or a lane is no good.
         """
         size = (self.config.geometry.height, self.config.geometry.width)
         if image is None:
             image = bundled.DEFAULT_AVATAR
         if isinstance(image, np.ndarray):
-            reference = image_from_array(image, *size)
+            reference = image_from_array(image, *size, crop)
         else:
-            reference = read_image(_picture(image), *size)
+            reference = read_image(_picture(image), *size, crop)
         return Session(
             self.model, self.pipeline, reference, agent_rate=agent_rate, user_rate=user_rate, lanes=lanes, seed=seed
         )

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from gateway_app import Open, problem, start
 
 from streamavatar import bundled
-from streamavatar.serving.faces import find_face, portrait_framing
+from streamavatar.media.face import find_face, portrait_framing
 
 # recordings ------------------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,6 +38,10 @@ OUTPUT_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64
 def render(
     output: Annotated[Path, typer.Option("-o", "--output", help="Video to write: .mp4, .mov or .mkv.")],
     image: Annotated[Path | None, typer.Option(help="Reference picture of the person.")] = None,
+    crop: Annotated[
+        Literal["auto", "face", "whole"],
+        typer.Option(help="Of --image: around the face, or as it is; auto is around the face where one is found."),
+    ] = "auto",
     avatar: Annotated[str | None, typer.Option(help="A bundled portrait instead; see `streamavatar avatars`.")] = None,
     agent_audio: Annotated[Path | None, typer.Option(help="What the avatar says: any file with audio.")] = None,
     user_audio: Annotated[Path | None, typer.Option(help="What the avatar hears: any file with audio.")] = None,
@@ -72,12 +78,26 @@ def render(
     )
     size = loaded.config.geometry
     with VideoWriter(output, size.height, size.width, size.fps, rates.get("agent", 16000)) as writer:
-        session = loaded.session(
-            portrait, agent_rate=rates.get("agent", 16000), user_rate=rates.get("user", 16000), seed=seed
+        open_session = partial(
+            loaded.session, agent_rate=rates.get("agent", 16000), user_rate=rates.get("user", 16000), seed=seed
         )
+        session = open_session(portrait) if image is None else _open_on(image, crop, open_session)
         samples = {name: audio.samples for name, audio in lanes.items()}
         wall = _write_video(writer, [(session, samples)], length)
     _report(loaded, session, writer.frames_written / size.fps, wall, output, report)
+
+
+def _open_on(image: Path, crop: Literal["auto", "face", "whole"], open_session: Callable[..., Session]) -> Session:
+    """A session on somebody's own picture."""
+    from streamavatar.media.face import FaceError
+
+    try:
+        return open_session(image, crop="whole" if crop == "whole" else "face")
+    except FaceError as error:
+        if crop == "face":
+            raise
+        console().print(f"[yellow]note:[/] {error}; the picture is taken as it is", highlight=False)
+        return open_session(image)
 
 
 def _playable(audio: Audio) -> Audio:

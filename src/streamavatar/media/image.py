@@ -1,7 +1,8 @@
 """Pictures in: any file Pillow reads, or an array, becomes one RGB frame of the size that the model wants.
 
-The picture is cropped to the wanted aspect and resized. A picture that is too wide loses both sides evenly; one
-that is too tall loses its *bottom* only, because a portrait has its head at the top and a centre crop would cut it.
+The picture is cropped to the wanted aspect and resized, if so asked after it was cut to the square around its largest
+face. A picture that is too wide loses both sides evenly; one that is too tall loses its *bottom* only, because a
+portrait has its head at the top and a centre crop would cut it.
 Colour profiles are not applied: values are taken as sRGB.
 """
 
@@ -9,22 +10,24 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from streamavatar.errors import UserError
+from streamavatar.media.face import around_face
 from streamavatar.media.files import StrPath, existing_file
 
+Crop = Literal["whole", "face"]
 MIN_SIDE = 64
 MAX_PIXELS = 64_000_000
 BACKDROP = (238, 238, 238)
 """What shows through transparent pixels: a neutral grey-white, as in a studio."""
 
 
-def read_image(path: StrPath, height: int, width: int) -> NDArray[np.uint8]:
+def read_image(path: StrPath, height: int, width: int, crop: Crop = "whole") -> NDArray[np.uint8]:
     """Read a picture, upright, as RGB, cropped and resized.
 
     EXIF orientation is applied; transparency is laid over :data:`BACKDROP`; greyscale, palette, 16-bit and
@@ -33,26 +36,29 @@ def read_image(path: StrPath, height: int, width: int) -> NDArray[np.uint8]:
     Args:
         path: a file in any format that Pillow reads, PostScript excepted (it would run a program).
         height, width: the wanted size in pixels.
+        crop: "face" takes the square around the largest face first (:func:`streamavatar.media.face.around_face`).
 
     Returns:
         uint8 `[height, width, 3]`.
 
     Raises:
+        FaceError: if a face is asked for, and none is found or dlib is missing.
         UserError: if the file is missing, a folder, unreadable, no picture, truncated, smaller than 64 pixels
             on a side, or larger than 64 megapixels (checked on the header, before anything is decoded).
     """
     _check_target(height, width)
     file = existing_file(path, "picture")
     picture = _decode(file)
-    return _fit(_to_rgb(picture, f"picture {str(file)!r}"), height, width)
+    return _fit(_to_rgb(picture, f"picture {str(file)!r}"), height, width, crop)
 
 
-def image_from_array(array: ArrayLike, height: int, width: int) -> NDArray[np.uint8]:
+def image_from_array(array: ArrayLike, height: int, width: int, crop: Crop = "whole") -> NDArray[np.uint8]:
     """The same as :func:`read_image` for a picture that is already in memory.
 
     Args:
         array: RGB `[H, W, 3]`, uint8 (0..255) or floating point (0..1).
         height, width: the wanted size in pixels.
+        crop: as there.
 
     Returns:
         uint8 `[height, width, 3]`, a new array.
@@ -67,7 +73,7 @@ def image_from_array(array: ArrayLike, height: int, width: int) -> NDArray[np.ui
     _check_size(pixels.shape[1], pixels.shape[0], "the picture array")
     if pixels.dtype != np.uint8:
         pixels = _float_to_uint8(pixels)
-    return _fit(Image.fromarray(np.ascontiguousarray(pixels)), height, width)
+    return _fit(Image.fromarray(np.ascontiguousarray(pixels)), height, width, crop)
 
 
 def _check_target(height: int, width: int) -> None:
@@ -137,8 +143,10 @@ def _to_rgb(picture: Image.Image, what: str) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _fit(picture: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+def _fit(picture: Image.Image, height: int, width: int, crop: Crop) -> NDArray[np.uint8]:
     """Crop to the aspect of `height` x `width` (sides evenly, else the bottom) and resize with Lanczos."""
+    if crop == "face":
+        picture = Image.fromarray(np.ascontiguousarray(around_face(np.asarray(picture))))
     full_width, full_height = picture.size
     keep_width = min(full_width, full_height * width / height)
     keep_height = min(full_height, full_width * height / width)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import secrets
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from streamavatar import bundled
 from streamavatar.errors import UserError
 from streamavatar.media import image_from_array, read_image
+from streamavatar.media.face import FaceError, around_face
 from streamavatar.serving.problems import ApiProblem
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
@@ -103,7 +103,10 @@ class Faces:
             raise ApiProblem(422, "too_small", f"the picture must be at least {LEAST_SIDE} pixels on each side")
         pixels = np.asarray(picture)
         if crop == "face":
-            pixels = _around_face(pixels)
+            try:
+                pixels = around_face(pixels)
+            except FaceError as error:
+                raise ApiProblem(422, "no_face", str(error)) from error
         out = io.BytesIO()
         try:
             Image.fromarray(image_from_array(pixels, self._side, self._side)).save(out, "PNG")
@@ -143,61 +146,3 @@ def _decode(data: bytes, kind: str) -> Image.Image:
         raise ApiProblem(415, "unsupported_type", "this is no PNG, JPEG or WebP picture") from error
     except Exception as error:  # damaged files raise anything: OSError, SyntaxError, ValueError, struct.error, ...
         raise ApiProblem(422, "damaged", "the picture is damaged or cut short") from error
-
-
-def _around_face(pixels: Pixels) -> Pixels:
-    """The square around the largest face, repeated at the borders where the picture ends."""
-    box = find_face(pixels)
-    if box is None:
-        raise ApiProblem(
-            422, "no_face", "no face was found: give a picture of one person who looks at the camera, well lit"
-        )
-    x, y, width, height = box
-    framing = portrait_framing()
-    side = round(min(max(width / framing.share, 1), min(pixels.shape[:2])))
-    left = int(np.clip(x + width / 2 - side / 2, 0, pixels.shape[1] - side))
-    top = int(np.clip(y + height / 2 - side * framing.middle, 0, pixels.shape[0] - side))
-    return pixels[top : top + side, left : left + side]
-
-
-@dataclass(frozen=True)
-class Framing:
-    """Where a face lies in a square picture: its width, and the height of its middle, as parts of the side."""
-
-    share: float
-    middle: float
-
-
-@lru_cache(maxsize=1)
-def portrait_framing() -> Framing:
-    """How the bundled portraits are framed, which is what their model knows: the median of those with a found face."""
-    seen = []
-    for portrait in bundled.portraits().values():
-        pixels = np.asarray(Image.open(portrait.path).convert("RGB"))
-        if box := find_face(pixels):
-            _, y, width, height = box
-            seen.append((width / pixels.shape[1], (y + height / 2) / pixels.shape[0]))
-    if not seen:
-        return Framing(0.43, 0.47)
-    share, middle = np.median(seen, axis=0)
-    return Framing(float(share), float(middle))
-
-
-def find_face(pixels: Pixels) -> tuple[int, int, int, int] | None:
-    """The largest frontal face as x, y, width, height, or None (dlib's detector, whose model is part of it)."""
-    scale = min(1.0, 640 / max(pixels.shape[:2]))
-    size = [max(1, round(scale * side)) for side in (pixels.shape[1], pixels.shape[0])]
-    small = np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BOX))
-    found = _detector()(np.ascontiguousarray(small), 1)
-    if not found:
-        return None
-    box = max(found, key=lambda face: face.width())
-    x, y, width, height = (round(v / scale) for v in (box.left(), box.top(), box.width(), box.height()))
-    return x, y, width, height
-
-
-@lru_cache(maxsize=1)
-def _detector() -> Any:
-    import dlib
-
-    return dlib.get_frontal_face_detector()
