@@ -5,6 +5,9 @@ TORCH ?= torch==2.13.0
 
 DEFAULT := src/streamavatar/assets/models/people-256
 PEOPLE := runs/people
+# What `make model` goes on from, for example START=$(DEFAULT) with other people (SEED=2); new weights if empty.
+START ?=
+SEED ?= 0
 
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
@@ -66,8 +69,9 @@ bench: $(PLAIN) ## measure the speed on this machine
 
 model: system $(DEV) ## train the bundled default from MakeHuman's packs in ASSETS=DIR (hours, resumable) into the package
 	@test -n "$(ASSETS)" || { echo "say where MakeHuman's packs are: make model ASSETS=DIR (docs/synthetic-people.md)"; exit 1; }
-	$(BIN)/streamavatar data synth --assets $(ASSETS) --hours 1.3 --seconds-per-clip 3.5 --no-gestures --out $(PEOPLE)
-	$(BIN)/streamavatar train default --set data=$(PEOPLE)
+	$(BIN)/streamavatar data synth --assets $(ASSETS) --seed $(SEED) --hours 1.3 --seconds-per-clip 3.5 --no-gestures \
+		--out $(PEOPLE)
+	$(BIN)/streamavatar train default --set data=$(PEOPLE) $(if $(START),--set start=$(START))
 	rm -rf $(DEFAULT) && mkdir -p $(dir $(DEFAULT)) && cp -r runs/default/model $(DEFAULT)
 
 clean: ## remove .venv, caches, builds and the demo
