@@ -1,4 +1,4 @@
-"""The same held-out clips after every stage of a training run: truth, codec alone, teacher, and the students.
+"""The same held-out clips after every stage of training: truth, codec alone, teacher, students, and what was exported.
 
 Every video shows frames 1, 2, ... of its clip, made from frame 0 as the reference picture. The teacher is solved in
 windows as long as those it was trained on, laid end to end; the students run through the engine as at run time.
@@ -37,9 +37,10 @@ from streamavatar.training.methods.ode import trajectories
 
 WEIGHTS = {
     "truth": None, "codec": None, "teacher": "teacher", "ode": "student", "sid": "sid", "adversarial": "adversarial",
+    "model": None,
 }  # fmt: skip
 """Rows in order, and the part of the run folder that makes each."""
-CAUSAL = ("ode", "sid", "adversarial")
+CAUSAL = ("ode", "sid", "adversarial", "model")
 RATE = 16000
 
 
@@ -96,18 +97,23 @@ class Settings:
 
 
 class TrainedRun:
-    """A folder of `streamavatar train`, read and never written.
+    """A folder of `streamavatar train`, or a model folder alone; read and never written.
 
     Raises:
-        UserError: it is none.
+        UserError: it is neither.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.recipe: dict[str, Any] = {}
+        self.exported = folder if (folder / "config.json").exists() else folder / "model"
+        if self.exported == folder:
+            self.config = AvatarModel.load(folder).config
+            return
         try:
-            self.recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text())
+            self.recipe = json.loads((folder / "recipe.json").read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: no run folder of `streamavatar train` ({error})") from error
+            raise UserError(f"{folder}: neither a run of `streamavatar train` nor a model folder ({error})") from error
         text = json.dumps({"format": FORMAT, **self.recipe["model"]})
         self.config = ModelConfig.from_json(text, source=str(folder / "recipe.json"))
 
@@ -120,13 +126,23 @@ class TrainedRun:
     def path(self, part: str) -> Path:
         return self.folder / f"{part}.safetensors"
 
+    def files(self, row: str) -> list[Path]:
+        """What a row is made from."""
+        if row == "truth":
+            return []
+        if row == "model" or not self.recipe:
+            return [self.exported / "config.json", self.exported / "model.safetensors"]
+        return [self.path(part) for part in (WEIGHTS[row], "codec") if part]
+
     def has(self, row: str) -> bool:
-        """Whether the stages that a row needs are finished."""
-        parts = [] if row == "truth" else [part for part in (WEIGHTS[row], "codec") if part]
-        return all(self.path(part).exists() for part in parts)
+        """Whether a row can be made: the stages that it needs are finished."""
+        made_here = bool(self.recipe) or row in ("truth", "codec", "model")
+        return made_here and all(path.exists() for path in self.files(row))
 
     def model(self, row: str) -> AvatarModel:
         """The model of a row, with the trained codec."""
+        if row == "model" or not self.recipe:
+            return AvatarModel.load(self.exported)
         model = AvatarModel(self.config)
         if part := WEIGHTS[row]:
             model.load_state_dict(load_file(self.path(part)))
@@ -138,8 +154,8 @@ class TrainedRun:
         if row == "truth":
             return ""
         found = hashlib.sha256(json.dumps(asdict(settings)).encode() if row != "codec" else b"")
-        for part in (WEIGHTS[row], "codec"):
-            found.update(self.path(part).read_bytes() if part else b"")
+        for path in self.files(row):
+            found.update(path.read_bytes())
         return found.hexdigest()
 
 
@@ -153,7 +169,7 @@ class Maker:
     """
 
     def __init__(self, run: TrainedRun, row: str, settings: Settings, scratch: Path, threads: int | None) -> None:
-        self.row, self.settings, self.window = row, settings, run.recipe["window"]
+        self.row, self.settings, self.window = row, settings, run.recipe.get("window", 0)
         self.avatar: Avatar | None = None
         self.model: AvatarModel | None = None
         if row in CAUSAL:

@@ -1,8 +1,9 @@
 r"""What does each stage of training do to the samples? Held-out people after every stage, by the same instruments.
 
-Rows: truth (what the instruments can see at best), the codec alone, the teacher, and the student after ODE regression,
-SiD and adversarial refinement. Every figure is read from pixels: lips and nose by MediaPipe's landmarks, the person by
-the dlib face embedding, sharpness by the variance of the Laplacian.
+Rows: truth (what the instruments can see at best), the codec alone, the teacher, the student after ODE regression, SiD
+and adversarial refinement, and the model as it was exported. A model folder has the rows truth, codec and model. Every
+figure is read from pixels: lips and nose by MediaPipe's landmarks, the person by the dlib face embedding, sharpness by
+the variance of the Laplacian.
 
     pip install -e '.[train,checks]'
     python benchmarks/stages.py runs/people --shards heldout --landmarker face_landmarker_v2_with_blendshapes.task \
@@ -43,7 +44,7 @@ NOD_DEGREES, NOD_SPANS = 2.0, 0.06
 NOD_APART, NOD_WINDOW, NOD_WITHIN = 10, 26, 10
 LABELS = {
     "truth": "truth", "codec": "codec alone", "teacher": "teacher", "ode": "ODE start", "sid": "SiD",
-    "adversarial": "adversarial",
+    "adversarial": "adversarial", "model": "as exported",
 }  # fmt: skip
 
 
@@ -369,11 +370,11 @@ def sheet(videos: Videos, rows: list[str], index: int, performance: Performance,
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of `streamavatar train`")
+    parser.add_argument("run", type=Path, help="folder of `streamavatar train`, or of a model")
     parser.add_argument("--shards", type=Path, required=True, help="people that training has not seen")
     parser.add_argument("--landmarker", type=Path, required=True, help="MediaPipe's .task file")
     parser.add_argument("--out", type=Path, default=Path("stages"), help="where videos and readings are kept")
-    parser.add_argument("--rows", help=f"comma-separated, of {','.join(WEIGHTS)}; all that the run has if left out")
+    parser.add_argument("--rows", help=f"comma-separated, of {','.join(WEIGHTS)}; all that are trained if left out")
     parser.add_argument("--clips", type=int, help="most clips")
     parser.add_argument("--solver-steps", type=int, help="of the teacher's ODE; the recipe's if left out")
     parser.add_argument("--guidance", type=float, help="of the teacher; the recipe's if left out")
@@ -393,13 +394,15 @@ def main() -> None:
     args = arguments()
     run = TrainedRun(args.run)
     rows = args.rows.split(",") if args.rows else [row for row in WEIGHTS if run.has(row)]
+    if not args.rows and set(rows) & set(CAUSAL[:-1]):
+        rows = [row for row in rows if row != "model"]  # it is one of these
     if unknown := set(rows) - set(WEIGHTS):
         raise UserError(f"unknown row {min(unknown)!r}; rows are {', '.join(WEIGHTS)}")
     if missing := [row for row in rows if not run.has(row)]:
         raise UserError(f"{args.run}: the stages that row {missing[0]!r} needs are not finished")
     settings = Settings(
-        args.solver_steps or run.recipe["solver_steps"],
-        run.recipe["guidance"] if args.guidance is None else args.guidance,
+        args.solver_steps or run.recipe.get("solver_steps", 0),
+        run.recipe.get("guidance", 1.0) if args.guidance is None else args.guidance,
         args.seed,
     )
     clips = HeldOut(args.shards, run.data, args.clips, run.config)

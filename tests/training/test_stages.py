@@ -179,6 +179,20 @@ def test_training_goes_on_from_a_model_folder(
     for name, value in expected.transformer.state_dict().items():
         torch.testing.assert_close(found.transformer.state_dict()[name], value, msg=name)
 
+    card = json.loads((start / "card.json").read_text())
+    kept = Run(replace(onward, teacher=None, sid=SHORT), tmp_path / "kept", quiet)
+    for part in ("audio", "linear", "codec"):
+        shutil.copy(first.weights(part), kept.weights(part))
+    for stage in ("audio", "linear", "decoder"):
+        kept.mark(stage)
+    kept.run(list(STAGES))  # no clips are made, and nobody is distilled
+    for name, value in AvatarModel.load(kept.folder / "model").state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    made = json.loads((kept.folder / "model" / "card.json").read_text())
+    assert made["student"] == "start"
+    assert made["start"] == card
+    assert set(made["stages"]) == {"audio", "linear", "decoder"}
+
     wider = replace(recipe.model, transformer=replace(recipe.model.transformer, ffn_dim=96))
     with pytest.raises(UserError, match="its transformer is not the recipe's"):
         Run(replace(onward, model=wider), tmp_path / "third", quiet).build()

@@ -42,9 +42,9 @@ def people() -> Recipe:
     )
     return Recipe(
         model=model,
-        audio=TrainConfig(steps=1200, batch=32, lr=2e-3, bf16=False, save_every=200),
+        audio=TrainConfig(steps=3500, batch=32, lr=2e-3, warmup=100, bf16=False, save_every=200),
         decoder=TrainConfig(steps=2000, batch=6, lr=1e-3, save_every=200),
-        teacher=TrainConfig(steps=2600, batch=64, lr=1e-3, warmup=100, ema=0.998, save_every=200),
+        teacher=TrainConfig(steps=2600, batch=64, lr=1e-3, warmup=100, weight_decay=0.1, ema=0.998, save_every=200),
         student=TrainConfig(steps=600, batch=32, lr=4e-4, warmup=50, save_every=100),
         sid=TrainConfig(steps=360, batch=16, lr=5e-5, betas=(0.0, 0.999), weight_decay=0.0, warmup=20, save_every=30),
         distillation=SidConfig(),
@@ -52,10 +52,10 @@ def people() -> Recipe:
             steps=300, batch=8, lr=2e-5, betas=(0.0, 0.99), weight_decay=0.0, warmup=20, save_every=20
         ),
         refinement=AdversarialConfig(width=256, alone=100, critic_rate=20, penalty_weight=100),
-        teaching=TeachingConfig(mouth=8.0),
+        teaching=TeachingConfig(mouth=8.0, sound_noise=0.7, look_noise=1.0),  # docs/results.md, how long to teach
         latents=22,
         window=13,
-        dialogues=64,
+        dialogues=300,
         varied_speech=True,
         codec_clips=256,
         clips=2048,

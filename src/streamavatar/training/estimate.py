@@ -445,6 +445,8 @@ def recipe_cost(
         gpu: its kind.
         utilisation: share of its products per second that training reaches.
     """
+    if recipe.teacher is None:
+        return []  # the transformer is not trained
     passes, wanted, out = Passes(recipe), set(stages), []
     rate = utilisation * gpu.tflops * 1e12
     for name in STAGES:

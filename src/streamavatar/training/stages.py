@@ -50,8 +50,8 @@ class Recipe:
     Attributes:
         model: what is built.
         audio, decoder, teacher, student, sid, adversarial: optimiser settings of the stages that train; a recipe
-            without `sid` or `adversarial` leaves these stages out, one without `audio` or `decoder` keeps the audio
-            encoder and the codec of `start`.
+            without `sid` or `adversarial` leaves these stages out, one without `audio`, `decoder` or `teacher` keeps
+            the audio encoder, the codec or the transformer of `start`.
         teaching: settings of the teacher.
         causal: trains a block-causal copy of the teacher, which then makes the pairs in the teacher's place, chunk by
             chunk; the bidirectional teacher makes them if left out.
@@ -62,6 +62,7 @@ class Recipe:
         codec_clips, clips, pairs: rendered clips for the codec, for the teacher, and teacher trajectories.
         solver_steps, guidance: of the trajectories.
         ships: the student that is exported: "student" (ODE start), "sid" or "adversarial"; the last of them if empty.
+            Without a teacher it is that of `start`.
         data: folder of shards (`streamavatar data synth`) to train on; puppets, drawn when needed, if empty.
         lora: adapters in place of full training, see `training.lora`.
         start: model folder of the same sizes to go on from: its sound encoder, codec and transformer are where training
@@ -71,7 +72,7 @@ class Recipe:
     model: ModelConfig
     audio: TrainConfig | None
     decoder: TrainConfig | None
-    teacher: TrainConfig
+    teacher: TrainConfig | None
     student: TrainConfig
     sid: TrainConfig | None = None
     distillation: SidConfig = field(default_factory=SidConfig)
@@ -149,14 +150,17 @@ class Run:
     def run(self, names: list[str]) -> None:
         """Run the named stages that are not done; what builds on one that runs, finished or not, starts anew."""
         for name in names:
+            stage = STAGES[name]
+            if stage.transformer and self.recipe.teacher is None:
+                continue  # that of `start` is kept
             if self.world.once(partial(self.done, name)):
                 continue
             self.world.once(partial(self._forget, _builders_on(name)))
-            if STAGES[name].shared:
-                STAGES[name].work(self)
+            if stage.shared:
+                stage.work(self)
                 self.world.meet()
             else:
-                self.world.once(partial(STAGES[name].work, self._alone()))
+                self.world.once(partial(stage.work, self._alone()))
             self.world.once(partial(self.mark, name))
 
     def _alone(self) -> Run:
@@ -229,7 +233,7 @@ class Run:
         """The model that training begins with."""
         recipe = self.recipe
         if not recipe.start:
-            if recipe.audio is None or recipe.decoder is None:
+            if None in (recipe.audio, recipe.decoder, recipe.teacher):
                 raise UserError(
                     "this recipe goes on from a model folder that `streamavatar assemble` makes: give it with "
                     "--set start=FOLDER"
@@ -243,8 +247,10 @@ class Run:
         return model
 
     def shipped(self) -> str:
-        """The part that holds the student to be exported."""
+        """The part that holds the student to be exported, or "start"."""
         recipe = self.recipe
+        if recipe.teacher is None:
+            return "start"
         last = "adversarial" if recipe.adversarial else "sid" if recipe.sid else "student"
         return recipe.ships or last
 
@@ -292,7 +298,8 @@ def audio_stage(run: Run) -> None:
         )
     )
     model = run.build()
-    run.train(AudioMethod(model.audio.encoder, *spoken), recipe.audio, "audio")
+    head_first = recipe.audio.warmup if recipe.start else 0
+    run.train(AudioMethod(model.audio.encoder, *spoken, head_first=head_first), recipe.audio, "audio")
     run.keep(model.audio.encoder, "audio")
 
 
@@ -357,6 +364,7 @@ def clips_stage(run: Run) -> None:
 def teacher_stage(run: Run) -> None:
     """Train the bidirectional teacher."""
     recipe, model = run.recipe, run.build("audio", "linear")
+    assert recipe.teacher is not None
     if channels := recipe.model.transformer.reference_channels:
         model.transformer.reference_scale.copy_(model.codec.latent_spread[:channels])
     run.keep(_teach(run, model, recipe.teaching, recipe.teacher, "teacher"), "teacher")
@@ -442,17 +450,19 @@ def adversarial_stage(run: Run) -> None:
 def export_stage(run: Run) -> None:
     """Write the model folder that run time loads, with a card that says how it was made."""
     shipped = run.shipped()
-    model = merge(run.onto(run.base(), shipped))
+    model = run.build("audio") if shipped == "start" else merge(run.onto(run.base(), shipped))
     run.restore(model.codec, "codec")
     model.save(run.folder / "model")
     card = {
         "name": run.recipe.model.name,
         "student": shipped,
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
-        "stages": {name: _record(run.folder / name) for name in STAGES if name != "export"},
+        "stages": {name: _record(run.folder / name) for name in STAGES if (run.folder / name / DONE).exists()},
         "machine": machine(),
         "commit": commit(),
     }
+    if run.recipe.start and (before := Path(run.recipe.start) / "card.json").exists():
+        card["start"] = json.loads(before.read_text())
     (run.folder / "model" / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
@@ -467,25 +477,37 @@ def _record(folder: Path) -> dict[str, object]:
 class Stage:
     """One step of a recipe: what it does, the stages it builds on, and the settings it depends on.
 
-    All ranks do what is `shared`; the others wait while the first does the rest.
+    All ranks do what is `shared`; the others wait while the first does the rest. Stages that train the `transformer`
+    are passed over in recipes without a teacher.
     """
 
     work: Callable[[Run], None]
     needs: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     shared: bool = False
+    transformer: bool = False
 
 
 STAGES = {
     "audio": Stage(audio_stage, (), ("start", "audio", "dialogues", "dialogue_seconds", "varied_speech"), shared=True),
     "linear": Stage(linear_stage, (), ("start", "codec_clips", "latents", "data")),
-    "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents", "data")),
+    "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents", "data"), transformer=True),
     "decoder": Stage(decoder_stage, ("linear",), ("decoder",), shared=True),
-    "teacher": Stage(teacher_stage, ("clips",), ("start", "teacher", "teaching", "lora", "window"), shared=True),
-    "pairs": Stage(pairs_stage, ("teacher",), ("pairs", "causal", "window", "solver_steps", "guidance"), shared=True),
-    "student": Stage(student_stage, ("pairs",), ("student",), shared=True),
-    "sid": Stage(sid_stage, ("student",), ("sid", "distillation"), shared=True),
-    "adversarial": Stage(adversarial_stage, ("sid", "clips"), ("adversarial", "refinement"), shared=True),
+    "teacher": Stage(
+        teacher_stage, ("clips",), ("start", "teacher", "teaching", "lora", "window"), shared=True, transformer=True
+    ),
+    "pairs": Stage(
+        pairs_stage,
+        ("teacher",),
+        ("pairs", "causal", "window", "solver_steps", "guidance"),
+        shared=True,
+        transformer=True,
+    ),
+    "student": Stage(student_stage, ("pairs",), ("student",), shared=True, transformer=True),
+    "sid": Stage(sid_stage, ("student",), ("sid", "distillation"), shared=True, transformer=True),
+    "adversarial": Stage(
+        adversarial_stage, ("sid", "clips"), ("adversarial", "refinement"), shared=True, transformer=True
+    ),
     "export": Stage(export_stage, ("adversarial", "decoder"), ("ships",)),
 }
 

@@ -37,3 +37,13 @@ def test_everything_learns(make_model: Callable[..., AvatarModel]) -> None:
     assert values.keys() == {"loss", "visemes", "opening", "r"}
     assert all(p.grad is not None and bool(p.grad.any()) for p in audio.module.parameters())
     assert torch.equal(values["loss"], audio.loss(0, 3, Draws.seeded(0))["loss"])
+
+
+def test_a_new_head_learns_before_the_encoder_moves(make_model: Callable[..., AvatarModel]) -> None:
+    audio = method(make_model)
+    audio.head_first = 2
+    audio.loss(1, 3, Draws.seeded(0))["loss"].backward()
+    assert all(p.grad is None for p in audio.encoder.parameters())
+    assert all(p.grad is not None and bool(p.grad.any()) for p in audio.head.parameters())
+    audio.loss(2, 3, Draws.seeded(0))["loss"].backward()
+    assert all(p.grad is not None for p in audio.encoder.parameters())

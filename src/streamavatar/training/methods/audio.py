@@ -24,23 +24,29 @@ class AudioMethod(Method):
         encoder: to train.
         lanes: waveforms [N, S].
         targets: [N, F, 17] with S = F * frame_samples.
+        crop: frames of a sample.
+        head_first: steps of the new head alone. An encoder that has been trained before then keeps the features that
+            others read (Kumar et al., arXiv 2202.10054): a new head's first gradients would turn them around.
     """
 
-    def __init__(self, encoder: AudioEncoder, lanes: Tensor, targets: Tensor, crop: int = 75) -> None:
+    def __init__(
+        self, encoder: AudioEncoder, lanes: Tensor, targets: Tensor, crop: int = 75, head_first: int = 0
+    ) -> None:
         window = BEFORE + 1 + AFTER
         feature_dim = encoder.config.feature_dim
         head = nn.Sequential(nn.Linear(window * feature_dim, 128), nn.GELU(), nn.Linear(128, TARGETS))
         self.encoder, self.head = encoder, head
         self.module: nn.Module = nn.ModuleDict({"encoder": encoder, "head": head})
-        self.lanes, self.targets, self.crop = lanes, targets, crop
+        self.lanes, self.targets, self.crop, self.head_first = lanes, targets, crop, head_first
 
     def to(self, device: torch.device) -> None:
         super().to(device)
         self.lanes, self.targets = self.lanes.to(device), self.targets.to(device)
 
-    def predict(self, waveform: Tensor) -> Tensor:
-        """[B, (history + BEFORE + F + AFTER) * frame_samples] to [B, F, 17]."""
+    def predict(self, waveform: Tensor, frozen: bool = False) -> Tensor:
+        """[B, (history + BEFORE + F + AFTER) * frame_samples] to [B, F, 17]; no gradient to the encoder if frozen."""
         features = self.encoder(waveform)
+        features = features.detach() if frozen else features
         rows = features.unfold(1, BEFORE + 1 + AFTER, 1).transpose(2, 3).flatten(2)
         return self.head(rows)
 
@@ -56,7 +62,7 @@ class AudioMethod(Method):
         gain = 10 ** ((draws.rand(batch, 1) * 24 - 18) / 20)
         noise = 10 ** ((draws.rand(batch, 1) * 40 - 90) / 20)
         waves = waves * gain + draws.randn(*waves.shape) * noise
-        predicted = self.predict(waves).float()
+        predicted = self.predict(waves, frozen=step < self.head_first).float()
         visemes = functional.mse_loss(predicted[..., :15], truth[..., :15])
         opening = functional.mse_loss(predicted[..., 15:], truth[..., 15:])
         r = torch.corrcoef(torch.stack((predicted[..., 15].flatten().detach(), truth[..., 15].flatten())))[0, 1]
