@@ -59,6 +59,7 @@ class Recipe:
         latents: length of a clip, the reference included.
         window: length of a training sample, cut from a clip; long enough for the ring to be full and shifted.
         dialogues, dialogue_seconds, varied_speech: speech for the audio encoder, see `data.prepare.make_speech`.
+        keep_features: how much an audio encoder that goes on is held to the features it has, see `AudioMethod`.
         codec_clips, clips, pairs: rendered clips for the codec, for the teacher, and teacher trajectories.
         solver_steps, guidance: of the trajectories.
         ships: the student that is exported: "student" (ODE start), "sid" or "adversarial"; the last of them if empty.
@@ -86,6 +87,7 @@ class Recipe:
     dialogues: int = 48
     dialogue_seconds: int = 60
     varied_speech: bool = False
+    keep_features: float = 0.05
     codec_clips: int = 192
     clips: int = 1536
     pairs: int = 1024
@@ -298,8 +300,9 @@ def audio_stage(run: Run) -> None:
         )
     )
     model = run.build()
-    head_first = recipe.audio.warmup if recipe.start else 0
-    run.train(AudioMethod(model.audio.encoder, *spoken, head_first=head_first), recipe.audio, "audio")
+    head_first, keep = (recipe.audio.warmup, recipe.keep_features) if recipe.start else (0, 0.0)
+    method = AudioMethod(model.audio.encoder, *spoken, head_first=head_first, keep=keep)
+    run.train(method, recipe.audio, "audio")
     run.keep(model.audio.encoder, "audio")
 
 
@@ -489,7 +492,12 @@ class Stage:
 
 
 STAGES = {
-    "audio": Stage(audio_stage, (), ("start", "audio", "dialogues", "dialogue_seconds", "varied_speech"), shared=True),
+    "audio": Stage(
+        audio_stage,
+        (),
+        ("start", "audio", "dialogues", "dialogue_seconds", "varied_speech", "keep_features"),
+        shared=True,
+    ),
     "linear": Stage(linear_stage, (), ("start", "codec_clips", "latents", "data")),
     "clips": Stage(clips_stage, ("audio", "linear"), ("clips", "latents", "data"), transformer=True),
     "decoder": Stage(decoder_stage, ("linear",), ("decoder",), shared=True),
