@@ -31,7 +31,8 @@ from streamavatar.draws import Draws
 from streamavatar.errors import UserError
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.training.methods.teacher import TeacherMethod, conditions_of
-from streamavatar.training.stages import Recipe, Run
+from streamavatar.training.recipe import Recipe
+from streamavatar.training.stages import Run
 
 STEPS = {"latents": 0.1, "talk": 1 / 32, "listen": 1 / 32, "mouth": 1 / 127, "opening": 1 / 127, "state": 1.0}
 """What one unit of the 8-bit numbers is. A latent's error is 0.03, of a standard deviation of 0.3 and more."""

@@ -16,7 +16,8 @@ from streamavatar.positions import Positions
 from streamavatar.recipes import RECIPES
 from streamavatar.recipes.wan22_5b import small_wan
 from streamavatar.rollout import Passes, make_sequence
-from streamavatar.training.stages import STAGES, Recipe, Run
+from streamavatar.training.recipe import Recipe
+from streamavatar.training.stages import STAGES, Run
 
 
 @pytest.fixture(params=RECIPES)

@@ -30,7 +30,7 @@ from streamavatar.training.methods.adversarial import AdversarialConfig, Adversa
 from streamavatar.training.methods.ode import OdeMethod
 from streamavatar.training.methods.sid import SidConfig, SidMethod
 from streamavatar.training.methods.teacher import TeacherMethod, TeachingConfig
-from streamavatar.training.stages import Recipe
+from streamavatar.training.recipe import Recipe
 from streamavatar.training.trainer import Method, TrainConfig
 from streamavatar.training.work import Passes
 

@@ -25,7 +25,8 @@ from streamavatar.media import read_video
 from streamavatar.models.audio import AFTER
 from streamavatar.models.avatar import AvatarModel
 from streamavatar.synth.source import Puppets
-from streamavatar.training.stages import STAGES, Recipe, Run
+from streamavatar.training.recipe import Recipe
+from streamavatar.training.stages import STAGES, Run
 from streamavatar.training.trainer import TrainConfig
 
 SHORT = TrainConfig(steps=4, batch=2, warmup=1, save_every=2, log_every=2)

@@ -7,7 +7,7 @@ from streamavatar.geometry import Geometry
 from streamavatar.training.methods.adversarial import AdversarialConfig
 from streamavatar.training.methods.sid import SidConfig
 from streamavatar.training.methods.teacher import TeachingConfig
-from streamavatar.training.stages import Recipe
+from streamavatar.training.recipe import Recipe
 from streamavatar.training.trainer import TrainConfig
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from streamavatar.config import AudioConfig, CodecConfig, ModelConfig, TransformerConfig
 from streamavatar.geometry import Geometry
-from streamavatar.training.stages import Recipe
+from streamavatar.training.recipe import Recipe
 from streamavatar.training.trainer import TrainConfig
 
 

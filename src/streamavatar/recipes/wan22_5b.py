@@ -23,7 +23,7 @@ from streamavatar.training.methods.decoder import DecoderLossConfig, PrunedDecod
 from streamavatar.training.methods.sid import SidConfig
 from streamavatar.training.methods.teacher import TeachingConfig
 from streamavatar.training.parallel import CPU, World
-from streamavatar.training.stages import Recipe
+from streamavatar.training.recipe import Recipe
 from streamavatar.training.trainer import Progress, TrainConfig, Trainer
 
 __all__ = ["full", "pruned_decoder", "small_wan", "transformer", "wan22_5b"]

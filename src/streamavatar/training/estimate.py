@@ -31,7 +31,7 @@ from streamavatar.ops.attention import using
 from streamavatar.training.lora import adapted, bases
 from streamavatar.training.methods.teacher import trainable
 from streamavatar.training.parallel import CPU
-from streamavatar.training.stages import Recipe
+from streamavatar.training.recipe import Recipe
 from streamavatar.training.trainer import Method, TrainConfig
 from streamavatar.training.work import Passes
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from streamavatar.models.audio import latent_window
 from streamavatar.models.text import LENGTH
 from streamavatar.positions import Positions
-from streamavatar.training.stages import Recipe
+from streamavatar.training.recipe import Recipe
 
 ATTENTION_BACKWARD = 2.5
 """A flash kernel computes the scores again: five products backward for two forward."""
